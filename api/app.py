@@ -1,0 +1,197 @@
+"""The API's composition root: builds every part, runs the once-a-second chores, and dispatches requests.
+
+One heartbeat goes `api/heartbeats.py` → `engine/decisions.py` → `engine/multiplex.py` → `lua/heartbeat.lua`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import heartbeats
+from api.heartbeats import Heartbeats
+from api.http import Cors, error_answer, request_id
+from api.log import configure, log_answer, log_failure
+from api.routes import Routes
+from api.services import Services
+from engine import layout
+from engine.decisions import Decisions
+from engine.errors import NotFound, PulsegateError
+from engine.keys import Keys
+from engine.metrics import Metrics
+from engine.outages import Announcer, Outage, cancel, every
+from engine.plans import PlanFile
+from engine.revocations import Revocations
+from engine.router import Router, connect
+from engine.settings import Settings
+from engine.spool import Spool
+from engine.tokens import Claims, Tokens
+from engine.watch import Backlog
+from engine.wire import decode_events, decode_heartbeat
+
+log = logging.getLogger(__name__)
+
+_PLAYER_ROUTES = ("/v1/heartbeats", "/v1/check", "/v1/sessions/", "/v1/accounts/")
+_SLOW_EVERY_S = 5.0
+
+
+class App:
+    """The ASGI application of one API process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._cors = Cors(settings.cors_origins)
+        self._hot: ASGIApp | None = None
+        self._rest: ASGIApp = Starlette(lifespan=self._lifespan)
+        self._metrics = Metrics(settings.metrics_dir)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if scope["path"] == heartbeats.ROUTE and scope["method"] == "POST" and self._hot is not None:
+                await self._hot(scope, receive, send)
+            else:
+                await self._serve(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Everything but the hot route: CORS, request id, errors, metrics around Starlette."""
+        started = perf_counter()
+        headers = dict(scope["headers"])
+        identity = request_id(scope["headers"])
+        player = scope["path"].startswith(_PLAYER_ROUTES)
+        if player and scope["method"] == "OPTIONS":
+            extra = self._cors.preflight(headers.get(b"origin"))
+            await send({"type": "http.response.start", "status": 204, "headers": extra})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        extra = [(b"x-request-id", identity.encode()), *(self._cors.headers(headers.get(b"origin")) if player else [])]
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        try:
+            await self._rest(scope, receive, send_with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            seconds = perf_counter() - started
+            self._metrics.answered(route, status, seconds)
+            log_answer(route, scope["method"], status, identity, seconds)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        settings, metrics = self._settings, self._metrics
+        configure(settings.log_level)
+        keys, outage = Keys(settings.prefix, settings.partitions), Outage()
+        client: Any = await connect(settings.redis_url)
+        await layout.ensure(client, keys)
+        router = Router(settings.redis_url, client, timeout_ms=settings.redis_timeout_ms, retry_ms=settings.breaker_retry_ms)
+        await router.open()
+        tokens = Tokens(settings)
+        await tokens.refresh_keys()
+        plans = PlanFile(Path(settings.plans_file), lambda why: log.error("plans_broken", extra={"why": why}))
+        spool = Spool(settings.spool_dir, settings.spool_max_bytes, metrics)
+        spool.open()
+        decisions = Decisions(router, keys, settings, plans, metrics, outage, spool)
+        revocations = Revocations(client, keys, tokens)
+        announcer = Announcer(router, keys, settings, outage)
+        await announcer.announce()
+        services = Services(
+            settings, keys, client, router, plans, tokens, revocations, metrics, outage, decisions, self._cors
+        )
+        self._hot = Heartbeats(services)
+        app.router.routes.extend(Routes(services).all())
+        app.exception_handlers.update({PulsegateError: _on_error, HTTPException: _on_http_error, Exception: _on_bug})
+
+        async def replay() -> None:
+            if spool.waiting and router.up:
+                await spool.drain(lambda claims, body, at: _reapply(decisions, claims, body, at))
+
+        def flush() -> None:
+            metrics.redis_up.set(1 if router.up else 0)
+            metrics.plans_broken.set(1 if plans.error else 0)
+            metrics.flush()
+
+        backlog = Backlog(client, keys, settings, metrics, outage)
+        fast = asyncio.create_task(every(1.0, announcer.announce, flush, replay))
+        slow = asyncio.create_task(every(_SLOW_EVERY_S, backlog.look))
+        upkeep = asyncio.create_task(every(1.0, plans.refresh, revocations.refresh, tokens.refresh_keys))
+        log.info("serving", extra={"pid": os.getpid(), "cluster": type(client).__name__ == "RedisCluster"})
+        try:
+            yield
+        finally:
+            for task in (fast, slow, upkeep):
+                await cancel(task)
+            await _sign_off(announcer)
+            await router.close()
+            await client.aclose()
+            spool.close()
+            metrics.leave()
+
+
+async def _sign_off(announcer: Announcer) -> None:
+    try:
+        await announcer.announce(leaving=True)
+    except PulsegateError as error:
+        log.warning("sign_off", extra={"why": error.message})
+
+
+async def _reapply(decisions: Decisions, claims: Claims, body: bytes, at: int) -> bool:
+    beat = decode_heartbeat(body)
+    decision = await decisions.heartbeat(claims, beat, body, decode_events(beat.events) if beat.events else [], at)
+    return not decision["degraded"]
+
+
+def _answer(request: Request, error: PulsegateError) -> Response:
+    status, body, headers = error_answer(error)
+    route = getattr(request.scope.get("route"), "path", "unmatched")
+    log_failure(route, status, request_id(request.scope["headers"]), body)
+    response = Response(body, status)
+    response.raw_headers.extend(headers)
+    return response
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PulsegateError)
+    return _answer(request, error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _answer(request, NotFound("no such route") if error.status_code == 404 else _HttpProblem(error))
+    response.status_code = error.status_code
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+class _HttpProblem(PulsegateError):
+    def __init__(self, error: HTTPException) -> None:
+        super().__init__(error.detail, code="method_not_allowed" if error.status_code == 405 else "http")
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("bug", exc_info=error, extra={"path": request.url.path})
+    return _answer(request, PulsegateError("an error of ours; it has been logged", code="internal"))
+
+
+def create() -> App:
+    """For uvicorn's factory mode: settings from the environment."""
+    return App(Settings.from_env(os.environ))

@@ -1,0 +1,140 @@
+"""HTTP in the small: reading a body within its limit, tokens, answers, CORS, and the one table from errors to status."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive
+
+from engine import errors
+from engine.errors import PulsegateError, TooLarge, Unauthorized
+
+STATUS: dict[type[PulsegateError], int] = {
+    errors.TooLarge: 413,
+    errors.BadRequest: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.Overloaded: 429,
+    errors.Unavailable: 503,
+}
+
+RawHeaders = list[tuple[bytes, bytes]]
+JSON = (b"content-type", b"application/json")
+_REQUEST_ID_MAX = 128
+_serial = itertools.count(1)
+
+
+def new_request_id() -> str:
+    return f"{os.getpid():x}-{next(_serial):x}"
+
+
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's X-Request-Id if it is printable and short, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            if 0 < len(text) <= _REQUEST_ID_MAX and text.isascii() and text.isprintable():
+                return text
+    return new_request_id()
+
+
+def status_of(error: PulsegateError) -> int:
+    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
+
+
+def error_answer(error: PulsegateError) -> tuple[int, bytes, RawHeaders]:
+    """(status, body, headers) of an error."""
+    said: dict[str, Any] = {"code": error.code, "message": error.message}
+    if error.field:
+        said["field"] = error.field
+    headers: RawHeaders = [JSON]
+    if isinstance(error, errors.Overloaded):
+        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    if isinstance(error, errors.Unauthorized):
+        headers.append((b"www-authenticate", b"Bearer"))
+    return status_of(error), orjson.dumps({"error": said}), headers
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+async def read_body(receive: Receive, limit: int, declared: bytes | None = None) -> bytes:
+    """The whole body; TooLarge as soon as it is known to exceed `limit` bytes."""
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise TooLarge(f"the body exceeds {limit} bytes", field="body")
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        parts = [body]
+        size = len(body)
+        while message.get("more_body"):
+            message = await receive()
+            part = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise TooLarge(f"the body exceeds {limit} bytes", field="body")
+        body = b"".join(parts)
+    if len(body) > limit:
+        raise TooLarge(f"the body exceeds {limit} bytes", field="body")
+    return body
+
+
+def bearer(authorization: bytes | None) -> str:
+    """The token of an Authorization header. Raises Unauthorized."""
+    if authorization is None:
+        raise Unauthorized("a bearer token is required", code="token_missing")
+    scheme, _, token = authorization.partition(b" ")
+    if scheme.lower() != b"bearer" or not token.strip():
+        raise Unauthorized("Authorization must be: Bearer <token>", code="token_invalid")
+    return token.strip().decode("latin-1")
+
+
+def token_of(request: Request, in_body: str = "") -> str:
+    """Header, else body, else query: for calls that `sendBeacon` makes."""
+    authorization = request.headers.get("authorization")
+    if authorization is None:
+        in_query = parse_qs(request.url.query).get("token", [""])[0]
+        if in_body or in_query:
+            return in_body or in_query
+    return bearer(authorization.encode("latin-1") if authorization is not None else None)
+
+
+class Cors:
+    """CORS for player routes: which origins may call, answered on every response and on preflight."""
+
+    def __init__(self, origins: tuple[str, ...]) -> None:
+        self._any = "*" in origins
+        self._origins = frozenset(origin.encode() for origin in origins)
+
+    def headers(self, origin: bytes | None) -> RawHeaders:
+        if origin is None or not (self._any or origin in self._origins):
+            return []
+        exposed = (b"access-control-expose-headers", b"X-Request-Id, Retry-After")
+        if self._any:
+            return [(b"access-control-allow-origin", b"*"), exposed]
+        return [(b"access-control-allow-origin", origin), (b"vary", b"Origin"), exposed]
+
+    def preflight(self, origin: bytes | None) -> RawHeaders:
+        headers = self.headers(origin)
+        if not headers:
+            return []
+        return [
+            *headers,
+            (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+            (b"access-control-allow-headers", b"Authorization, Content-Type, X-Request-Id"),
+            (b"access-control-max-age", b"7200"),
+        ]
+
+
+Handler = Callable[[Request], Awaitable[Response]]

@@ -1,0 +1,160 @@
+"""Every route but the hot one: players, backends, operations. Each handler is a few lines around `Decisions`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.edge import Edge
+from api.http import bearer, json_response, read_body, token_of
+from api.openapi import document
+from api.services import Services
+from engine.errors import BadRequest
+from engine.metrics import CONTENT_TYPE
+from engine.tokens import Claims
+from engine.wire import ID_MAX, SIGNALS_MAX, Revocation, Signal, Stop, Takeover, check_printable, decode
+
+_stop = msgspec.json.Decoder(Stop)
+_takeover = msgspec.json.Decoder(Takeover)
+_signal = msgspec.json.Decoder(Signal)
+_signals = msgspec.json.Decoder(list[msgspec.Raw])
+_revocation = msgspec.json.Decoder(Revocation)
+
+
+
+
+def _identifier(name: str, value: str | None, *, required: bool = True) -> str:
+    if not value:
+        if required:
+            raise BadRequest(f"{name} is required", field=name)
+        return ""
+    if len(value) > ID_MAX or not value.isprintable():
+        raise BadRequest(f"{name} must be 1–{ID_MAX} printable characters", field=name)
+    return value
+
+
+class Routes:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._edge = Edge(services)
+
+    def all(self) -> list[Route]:
+        return [
+            Route("/v1/check", self.check, methods=["GET"]),
+            Route("/v1/sessions/{session}/stop", self.stop, methods=["POST"]),
+            Route("/v1/sessions/{session}", self.stop, methods=["DELETE"]),
+            Route("/v1/sessions/{session}/takeover", self.takeover, methods=["POST"]),
+            Route("/v1/accounts/{account}/sessions", self.sessions, methods=["GET"]),
+            Route("/v1/signals", self.signals, methods=["POST"]),
+            Route("/v1/edge/authorize", self._edge.authorize, methods=["GET", "POST"]),
+            Route("/v1/edge/authorize/{original:path}", self._edge.authorize, methods=["GET", "POST"]),
+            Route("/v1/tokens/revoke", self.revoke, methods=["POST"]),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+        ]
+
+    async def _body(self, request: Request) -> bytes:
+        length = request.headers.get("content-length")
+        limit = self._services.settings.body_max_bytes
+        return await read_body(request.receive, limit, length.encode("latin-1") if length else None)
+
+    def _verified(self, request: Request) -> Claims:
+        authorization = request.headers.get("authorization")
+        return self._services.tokens.verify(bearer(authorization.encode("latin-1") if authorization is not None else None))
+
+    # players
+
+    async def check(self, request: Request) -> Response:
+        authorization = request.headers.get("authorization")
+        claims = self._services.player(bearer(authorization.encode("latin-1") if authorization is not None else None))
+        query = request.query_params
+        kind = query.get("kind", "")
+        if kind not in ("", "live", "vod"):
+            raise BadRequest("kind must be live or vod", field="kind")
+        attributes = {name: _identifier(name, query.get(name), required=False) for name in ("profile", "device_type", "provider")}
+        session, device = (_identifier(name, query.get(name), required=False) for name in ("session", "device"))
+        content = _identifier("content", query.get("content"))
+        return json_response(await self._services.decisions.check(claims, session, device, content, kind, attributes))
+
+    async def stop(self, request: Request) -> Response:
+        session = _identifier("session", request.path_params["session"])
+        body = await self._body(request)
+        stop = decode(_stop, body) if body.strip() else Stop()
+        check_printable(stop)
+        claims = self._services.tokens.verify(token_of(request, stop.token), grace_s=self._services.settings.token_grace_s)
+        if not claims.account:
+            claims.require("admin")
+        await self._services.decisions.stop(claims, session, stop)
+        return Response(status_code=204)
+
+    async def takeover(self, request: Request) -> Response:
+        session = _identifier("session", request.path_params["session"])
+        claims = self._verified(request)
+        ask = decode(_takeover, await self._body(request))
+        check_printable(ask)
+        if not claims.account:
+            claims.require("admin")
+        return json_response(await self._services.decisions.takeover(claims, session, ask))
+
+    async def sessions(self, request: Request) -> Response:
+        claims = self._verified(request)
+        account = _identifier("account", request.path_params["account"])
+        if not claims.account:
+            claims.require("read")
+        items = await self._services.decisions.sessions(claims.account_or(account))
+        return json_response({"items": items, "next": None})
+
+    # backends
+
+    async def signals(self, request: Request) -> Response:
+        self._verified(request).require("signals")
+        body = await self._body(request)
+        many = body.lstrip()[:1] == b"["
+        raw = [bytes(item) for item in decode(_signals, body)] if many else [body]
+        if len(raw) > SIGNALS_MAX:
+            raise BadRequest(f"at most {SIGNALS_MAX} signals at once", field="body")
+        read = []
+        for index, item in enumerate(raw):
+            signal = decode(_signal, item, f"[{index}]" if many else "")
+            check_printable(signal, f"[{index}]." if many else "")
+            read.append((signal, item))
+        answers = await asyncio.gather(*(self._services.decisions.signal(signal, item) for signal, item in read))
+        return json_response(answers if many else answers[0])
+
+    async def revoke(self, request: Request) -> Response:
+        self._verified(request).require("admin")
+        revocation = decode(_revocation, await self._body(request))
+        check_printable(revocation)
+        await self._services.revocations.revoke(revocation)
+        return Response(status_code=204)
+
+    # operations
+
+    async def healthz(self, request: Request) -> Response:
+        return json_response({"ok": True})
+
+    async def readyz(self, request: Request) -> Response:
+        services = self._services
+        ready = services.router.up
+        said = {
+            "ready": ready,
+            "redis": "up" if ready else "down",
+            "plans": services.plans.error or "ok",
+            "api_processes": services.outage.processes,
+        }
+        return json_response(said, 200 if ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        if not self._services.settings.metrics_public:
+            self._verified(request).require("read")
+        return Response(self._services.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        return Response(orjson.dumps(document()), media_type="application/json")

@@ -1,0 +1,53 @@
+"""What the routes need, built once by `api/app.py` and handed to each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+
+from api.http import Cors
+from engine.decisions import Decisions
+from engine.errors import Forbidden, Unauthorized
+from engine.keys import Keys
+from engine.metrics import Metrics
+from engine.outages import Outage
+from engine.plans import PlanFile
+from engine.revocations import Revocations
+from engine.router import Router
+from engine.settings import Settings
+from engine.tokens import Claims, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    keys: Keys
+    client: Redis | RedisCluster
+    router: Router
+    plans: PlanFile
+    tokens: Tokens
+    revocations: Revocations
+    metrics: Metrics
+    outage: Outage
+    decisions: Decisions
+    cors: Cors
+
+    def player(self, token: str) -> Claims:
+        """The claims of a player's token. Raises Unauthorized, or Forbidden for a service token."""
+        claims = self.tokens.verify(token)
+        if not claims.account:
+            raise Forbidden("needs a player's token: sub names the account", code="account")
+        return claims
+
+    async def admitted(self, token: str, session: str, device: str = "") -> Claims:
+        """Like `player`, but an admitted session's (or device's) token passes for a while after it has expired."""
+        claims = self.tokens.verify(token, grace_s=self.settings.token_grace_s)
+        if not claims.account:
+            raise Forbidden("needs a player's token: sub names the account", code="account")
+        if self.tokens.expired(claims):
+            running = await self.decisions.sessions(claims.account)
+            if not any(item["session"] == session or (device and item["device"] == device) for item in running):
+                raise Unauthorized("the token has expired", code="token_expired")
+        return claims

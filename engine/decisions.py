@@ -1,0 +1,273 @@
+"""The decision: turns a validated request into one script call, and its reply into the answer.
+
+`Decisions` is what `api/` talks to. Every method answers within the Redis timeout; when session Redis is away it
+answers `allow` with `degraded: true` (a paying viewer is not punished for our outage) and spools the heartbeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from engine import scripts
+from engine.errors import BadRequest, Conflict, Forbidden, NotFound, Overloaded, Unavailable
+from engine.keys import AccountKeys, Keys
+from engine.metrics import Metrics
+from engine.outages import Outage
+from engine.plans import Matched, PlanFile
+from engine.scripts import Arg, Executor
+from engine.settings import Settings
+from engine.spool import Spool
+from engine.tokens import Claims
+from engine.wire import RANKS, STATE_NAMES, STATES, Heartbeat, Signal, Stop, Takeover
+
+Decision = dict[str, Any]
+
+ALLOW, BLOCK, UNKNOWN_TARGET = range(3)
+"""Reply codes, shared with lua/lib/reply.lua."""
+
+
+class Decisions:
+    """One per process. `now` gives the scripts' clock: '' (the server's own) outside tests."""
+
+    def __init__(
+        self, executor: Executor, keys: Keys, settings: Settings, plans: PlanFile, metrics: Metrics, outage: Outage,
+        spool: Spool, now: Callable[[], Arg] = lambda: "",
+    ) -> None:  # fmt: skip
+        self._executor = executor
+        self._keys = keys
+        self._settings = settings
+        self._plans = plans
+        self._metrics = metrics
+        self._outage = outage
+        self._spool = spool
+        self._now = now
+        self._tuning = settings.tuning()
+        self._inflight = 0
+        self._lifetimes = {
+            "token": settings.token_ms, "licence": settings.licence_ms, "manifest": settings.manifest_ms,
+            "segment": settings.segment_ms,
+        }  # fmt: skip
+        self._heartbeat = scripts.load("heartbeat")
+        self._check = scripts.load("check")
+        self._stop = scripts.load("stop")
+        self._takeover = scripts.load("takeover")
+        self._signal = scripts.load("signal")
+        self._sessions = scripts.load("sessions")
+        self._remember = scripts.load("remembered")
+
+    # the calls
+
+    async def heartbeat(self, claims: Claims, beat: Heartbeat, body: bytes, events: list[tuple[str, bytes]], at: Arg = "") -> Decision:
+        """A player's heartbeat. `body` is its JSON as it came; `at` (ms) is when it arrived, if it was spooled."""
+        account = claims.account
+        device = self._device(claims, beat.device)
+        self._check_profile(claims, beat.profile)
+        kind, provider, device_type = claims.kind or beat.kind, claims.provider or beat.provider, claims.device_type or beat.device_type
+        matched = self._match(claims, kind, provider, device_type, beat.content)
+        k = self._keys.account(account)
+        stretch = self._stretch()
+        interval = int(self._settings.interval_ms * stretch)
+        common = orjson.dumps({
+            "account": account, "profile": beat.profile, "device": device, "session": beat.session,
+            "content": beat.content, "kind": kind, "v": 1,
+        })[1:-1] + b',"data":'  # fmt: skip
+        extra: list[Arg] = []
+        for name, data in events:
+            extra += (name, common + data + b"}")
+        args = (
+            *self._common(account),
+            beat.session, f"{device}\t{beat.content}\t{kind}\t{device_type}\t{provider}\t{beat.profile}\t{matched.held}",
+            beat.seq, STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), interval,
+            int(self._settings.lifetime_ms * stretch), beat.rate, matched.policy, at,
+            b"" if self._outage.thinned(k.base) else common + body + b"}", *extra,
+        )  # fmt: skip
+        try:
+            reply = await self._run(self._heartbeat, (k.sessions, k.deadlines, k.outbox, *map(k.lease, matched.names)), args)
+        except Unavailable:
+            if at == "":
+                self._spool.put(claims, body)
+            return self._degraded(beat.session, claims, interval)
+        return self._decision(beat.session, claims, reply, interval)
+
+    async def check(self, claims: Claims, session: str, device: str, content: str, kind: str, attributes: dict[str, str]) -> Decision:
+        """What a heartbeat would be answered now; reads only."""
+        device = self._device(claims, device)
+        ident, matched = self._ident(claims, device, content, kind, attributes)
+        k = self._keys.account(claims.account)
+        args = (*self._common(claims.account), session, ident, matched.policy)
+        try:
+            reply = await self._run(self._check, (k.sessions, k.deadlines, k.outbox, *map(k.lease, matched.names)), args)
+        except Unavailable:
+            return self._degraded(session, claims, self._settings.interval_ms)
+        return self._decision(session, claims, reply, self._settings.interval_ms)
+
+    async def stop(self, claims: Claims, session: str, stop: Stop) -> bool:
+        """Ends the session's view and frees its slots; whether there was one. Raises Unavailable."""
+        account = claims.account_or(stop.account)
+        k = self._keys.account(account)
+        args = (*self._common(account), session, "" if stop.seq is None else stop.seq, stop.request_id, self._settings.request_ttl_ms)
+        reply = await self._run(self._stop, (k.sessions, k.deadlines, k.outbox, k.request(f"stop:{stop.request_id}")), args)
+        return bool(reply[0])
+
+    async def takeover(self, claims: Claims, session: str, ask: Takeover) -> Decision:
+        """Stops the stream the viewer chose and starts this one. Raises Conflict, NotFound, Unavailable."""
+        account = claims.account_or(ask.account)
+        k = self._keys.account(account)
+        ident, matched = await self._takeover_stream(claims, account, session, ask)
+        s = self._settings
+        args = (
+            *self._common(account), session, ident, ask.stop, s.interval_ms, s.lifetime_ms, matched.policy, ask.request_id,
+            s.request_ttl_ms,
+        )  # fmt: skip
+        keys = (
+            k.sessions, k.deadlines, k.outbox, k.request(f"takeover:{ask.request_id}"), k.takeovers, *map(k.lease, matched.names),
+        )  # fmt: skip
+        reply = await self._run(self._takeover, keys, args)
+        if reply[0] == UNKNOWN_TARGET:
+            raise NotFound("no such running session", code="unknown_session", field="stop")
+        return self._decision(session, claims, reply, s.interval_ms)
+
+    async def signal(self, signal: Signal, data: bytes, claims: Claims | None = None) -> Decision:
+        """Evidence from the backend. `claims` are those of the player's token, when the evidence came with one."""
+        device = signal.device
+        attributes = {"provider": signal.provider, "device_type": signal.device_type, "profile": signal.profile}
+        named = claims or Claims(account=signal.account, plan=signal.plan, max_streams=signal.max_streams)
+        ident, matched = self._ident(named, device, signal.content, signal.kind, attributes)
+        k = self._keys.account(signal.account)
+        born = "~" + _digest(f"{device}\t{signal.content}")
+        lifetime = int(signal.ttl_s * 1000) if signal.ttl_s else self._lifetimes[signal.evidence]
+        body = orjson.dumps({
+            "account": signal.account, "profile": signal.profile, "device": device, "session": signal.session or born,
+            "content": signal.content, "kind": named.kind or signal.kind, "v": 1,
+        })[1:-1] + b',"data":' + data + b"}"  # fmt: skip
+        args = (
+            *self._common(signal.account), signal.session, born, ident, RANKS[signal.evidence], lifetime,
+            "" if signal.at is None else signal.at, matched.policy, self._settings.unmatched,
+            b"" if self._outage.thinned(k.base) else body, signal.request_id, self._settings.request_ttl_ms,
+        )  # fmt: skip
+        keys = (k.sessions, k.deadlines, k.outbox, k.request(f"signal:{signal.request_id}"), *map(k.lease, matched.names))
+        try:
+            reply = await self._run(self._signal, keys, args)
+        except Unavailable:
+            return self._degraded(signal.session or born, named, self._settings.interval_ms)
+        return self._decision(signal.session or born, named, reply, self._settings.interval_ms)
+
+    async def sessions(self, account: str) -> list[dict[str, Any]]:
+        """The account's running sessions, longest running first. Raises Unavailable."""
+        k = self._keys.account(account)
+        items = orjson.loads(await self._run(self._sessions, (k.sessions, k.deadlines), self._common(account)))
+        for item in items:
+            item["state"] = STATE_NAMES[item["state"]]
+            item["paused_at"] = item["paused_at"] or None
+            item["proven_until"] = item["proven_until"] or None
+            item["account"] = account
+        return list(items)
+
+    # the parts
+
+    def _common(self, account: str) -> tuple[Arg, ...]:
+        return self._now(), account, self._settings.outbox_max, self._tuning, self._outage.began, self._outage.ended
+
+    async def _run(self, script: scripts.Script, keys: tuple[str, ...], args: tuple[Arg, ...]) -> Any:
+        if self._inflight >= self._settings.inflight_max:
+            self._metrics.overloaded.inc()
+            raise Overloaded("too many decisions under way", retry_after_s=1)
+        self._inflight += 1
+        try:
+            return await self._executor.run(script, keys, args)
+        finally:
+            self._inflight -= 1
+
+    def _stretch(self) -> float:
+        """Under load players are asked to come less often, and their leases live longer to match."""
+        busy = self._inflight / self._settings.inflight_max
+        return 1.0 if busy < 0.5 else 2.0 if busy < 0.8 else 3.0
+
+    @staticmethod
+    def _device(claims: Claims, named: str) -> str:
+        if claims.device:
+            if named and named != claims.device:
+                raise Forbidden("the token is for another device", code="other_device", field="device")
+            return claims.device
+        if not named:
+            raise BadRequest("device is required where the token names none", field="device")
+        return named
+
+    @staticmethod
+    def _check_profile(claims: Claims, profile: str) -> None:
+        if claims.profiles is not None and profile and profile not in claims.profiles:
+            raise Forbidden("the token is not for this profile", code="other_profile", field="profile")
+
+    def _match(self, claims: Claims, kind: str, provider: str, device_type: str, content: str) -> Matched:
+        matched = self._plans.current.get(claims.plan).match(kind, provider, device_type, content, claims.max_streams)
+        for attribute in matched.unstated:
+            self._metrics.unstated.labels(attribute).inc()
+        return matched
+
+    def _ident(self, claims: Claims, device: str, content: str, kind: str, attributes: dict[str, str]) -> tuple[str, Matched]:
+        kind, profile = claims.kind or kind, attributes.get("profile", "")
+        provider = claims.provider or attributes.get("provider", "")
+        device_type = claims.device_type or attributes.get("device_type", "")
+        matched = self._match(claims, kind, provider, device_type, content)
+        return f"{device}\t{content}\t{kind}\t{device_type}\t{provider}\t{profile}\t{matched.held}", matched
+
+    async def _takeover_stream(self, claims: Claims, account: str, session: str, ask: Takeover) -> tuple[str, Matched]:
+        """Who asks: as the body says, else as the session was last refused or seen."""
+        seen = {} if ask.content else await self._remembered(account, session)
+        device, content, kind = ask.device or seen.get("device", ""), ask.content or seen.get("content", ""), ask.kind or seen.get("kind", "")
+        if not content or not (device or claims.device):
+            raise Conflict("the session was never seen: name device, content and kind", code="unknown_session", field="session")
+        attributes = {
+            "provider": ask.provider or seen.get("provider", ""), "device_type": ask.device_type or seen.get("device_type", ""),
+            "profile": ask.profile or seen.get("profile", ""),
+        }  # fmt: skip
+        self._check_profile(claims, attributes["profile"])
+        return self._ident(claims, self._device(claims, device), content, kind, attributes)
+
+    async def _remembered(self, account: str, session: str) -> dict[str, str]:
+        k = self._keys.account(account)
+        args = (*self._common(account), session)
+        text = await self._run(self._remember, (k.sessions,), args)
+        names = ("device", "content", "kind", "device_type", "provider", "profile")
+        return dict(zip(names, text.decode().split("\t"), strict=False)) if text else {}
+
+    # answers
+
+    def _decision(self, session: str, claims: Claims, reply: list[Any], interval: int) -> Decision:
+        code, expires, last_seq, duplicate, detail = reply
+        allowed = code == ALLOW
+        said: dict[str, Any] = orjson.loads(detail) if detail else {}
+        rule = said.get("rule") or None
+        self._metrics.decided("allow" if allowed else "block", said.get("reason") or "", rule or "", said.get("ended", ()))
+        return {
+            "decision": "allow" if allowed else "block",
+            "session": session,
+            "reason": said.get("reason"),
+            "rule": rule,
+            "limit": said.get("limit"),
+            "by": said.get("by"),
+            "lease_expires_at": expires or None,
+            "next_heartbeat_ms": interval,
+            "retry_at": said.get("retry_at"),
+            "conflicts": said.get("conflicts") or [],
+            "duplicate": duplicate == 1,
+            "last_seq": last_seq if last_seq >= 0 else None,
+            "token_expires_at": claims.expires_at or None,
+            "degraded": False,
+        }
+
+    def _degraded(self, session: str, claims: Claims, interval: int) -> Decision:
+        self._metrics.decided("degraded", "", "", ())
+        return {
+            "decision": "allow", "session": session, "reason": None, "rule": None, "limit": None, "by": None,
+            "lease_expires_at": None, "next_heartbeat_ms": interval, "retry_at": None, "conflicts": [], "duplicate": False,
+            "last_seq": None, "token_expires_at": claims.expires_at or None, "degraded": True,
+        }  # fmt: skip
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=12).hexdigest()

@@ -1,0 +1,89 @@
+"""The data model in Redis, and the only place that builds keys (scripts add the few they learn by reading).
+
+Everything an account owns carries its partition's hash tag, so one script writes it all, on one node or a cluster.
+`{p17}` stands for the partition's tag (`engine.partitions.tags`); `pg` for `PULSEGATE_PREFIX`.
+
+| key                              | type   | holds                                                       | forgotten            | bytes |
+|----------------------------------|--------|-------------------------------------------------------------|----------------------|-------|
+| pg:{p17}:sessions:<account>      | hash   | session → record: beat, life, ident (lua/lib/record.lua)     | records 30 min after their end, by the sweep | 220–290 a session |
+| pg:{p17}:lease:<account>:<rule>  | zset   | slot → expiry (ms)                                          | with its last member | 100 a rule |
+| pg:{p17}:deadlines               | zset   | account → when the sweep must look at it next (ms)          | with its last member | 75 an account |
+| pg:{p17}:request:<account>:<id>  | string | the answer to a request id                                  | 10 min               |       |
+| pg:{p17}:takeovers:<account>     | string | takeovers lately                                            | 10 min               |       |
+| pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | trimmed by the sweep |       |
+| pg:{p17}:leases                 | hash   | rule → leases held in this partition                        | never, a field a rule |      |
+| pg:{api}:processes               | zset   | API process → last announcement (ms)                        | when it has vanished |       |
+| pg:{api}:outage                  | hash   | began, ended, last (ms)                                     | never, three fields  |       |
+| pg:{api}:revoked                 | zset   | revoked token id (`jti`) → when it may be forgotten (s)     | trimmed on write     |       |
+| pg:layout                        | hash   | partitions, schema: fixed when the deployment is created    | never                |       |
+| pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions, with its fencing token      | 5 s                  |       |
+| pg:{work}:fence                  | string | the counter of fencing tokens                               | never                |       |
+
+A slot is a small number within its account; the record names the device that holds it. An account that has
+a record or a lease always has a deadline, so none of the first three can be forgotten and none needs an expiry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.partitions import partition_of, tags
+
+
+@dataclass(frozen=True, slots=True)
+class AccountKeys:
+    """The keys of one account, ready for a script call."""
+
+    base: str
+    account: str
+
+    @property
+    def sessions(self) -> str:
+        return f"{self.base}:sessions:{self.account}"
+
+    @property
+    def deadlines(self) -> str:
+        return f"{self.base}:deadlines"
+
+    @property
+    def outbox(self) -> str:
+        return f"{self.base}:outbox"
+
+    @property
+    def takeovers(self) -> str:
+        return f"{self.base}:takeovers:{self.account}"
+
+    def lease(self, rule: str) -> str:
+        return f"{self.base}:lease:{self.account}:{rule}"
+
+    def request(self, request_id: str) -> str:
+        return f"{self.base}:request:{self.account}:{request_id}"
+
+
+class Keys:
+    """Builds every key of a deployment."""
+
+    def __init__(self, prefix: str, partitions: int) -> None:
+        self.prefix = prefix
+        self.partitions = partitions
+        self._bases = tuple(f"{prefix}:{{{tag}}}" for tag in tags(partitions))
+        self.processes = f"{prefix}:{{api}}:processes"
+        self.outage = f"{prefix}:{{api}}:outage"
+        self.revoked = f"{prefix}:{{api}}:revoked"
+        self.layout = f"{prefix}:layout"
+        self.fence = f"{prefix}:{{work}}:fence"
+
+    def account(self, account: str) -> AccountKeys:
+        return AccountKeys(self._bases[partition_of(account, self.partitions)], account)
+
+    def deadlines(self, partition: int) -> str:
+        return f"{self._bases[partition]}:deadlines"
+
+    def outbox(self, partition: int) -> str:
+        return f"{self._bases[partition]}:outbox"
+
+    def leases(self, partition: int) -> str:
+        return f"{self._bases[partition]}:leases"
+
+    def owner(self, job: str, group: int) -> str:
+        return f"{self.prefix}:{{work}}:owner:{job}:{group}"

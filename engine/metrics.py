@@ -1,0 +1,111 @@
+"""Metrics in Prometheus' terms. With several API processes each writes to files in `PULSEGATE_METRICS_DIR` and a
+scrape of any of them adds them up (prometheus-client's multiprocess mode).
+
+The hot path counts in plain Python numbers; `flush` moves them into the Prometheus metrics about once a second
+and before a scrape, because an `inc` costs as much as a Redis reply.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client import Counter as PromCounter
+from prometheus_client.metrics import MetricWrapperBase
+
+LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """One per process; pass a directory (already in `PROMETHEUS_MULTIPROC_DIR`) when there are several."""
+
+    def __init__(self, multiprocess_dir: str = "") -> None:
+        self._dir = multiprocess_dir
+        self.registry = r = CollectorRegistry()
+        self.decisions = PromCounter("pulsegate_decisions", "Decisions by outcome, reason and rule.", ["outcome", "reason", "rule"], registry=r)
+        self.ended = PromCounter("pulsegate_removed_streams", "Streams ended so that another may start, by reason.", ["reason"], registry=r)
+        self.unstated = PromCounter("pulsegate_unstated_attributes", "Streams that left an attribute out which a rule selects on.", ["attribute"], registry=r)
+        self.requests = PromCounter("pulsegate_requests", "Answers by route and status.", ["route", "status"], registry=r)
+        self.duration = Histogram("pulsegate_request_seconds", "Time to answer, by route.", ["route"], buckets=LATENCY_BUCKETS_S, registry=r)
+        self.redis_duration = Histogram("pulsegate_redis_seconds", "Time of a script call as the API sees it.", buckets=LATENCY_BUCKETS_S, registry=r)
+        self.overloaded = PromCounter("pulsegate_overloaded", "Requests answered 429.", registry=r)
+        self.degraded = PromCounter("pulsegate_degraded", "Answers given without Redis.", registry=r)
+        self.spooled = PromCounter("pulsegate_spooled_heartbeats", "Heartbeats kept while Redis was away, by fate.", ["fate"], registry=r)
+        self.redis_up = Gauge("pulsegate_redis_up", "1 if every session Redis node answers.", registry=r, multiprocess_mode="min")
+        self.leases = Gauge("pulsegate_leases", "Leases held, by rule.", ["rule"], registry=r, multiprocess_mode="mostrecent")
+        self.outbox = Gauge("pulsegate_outbox_events", "Events waiting in all outboxes.", registry=r, multiprocess_mode="mostrecent")
+        self.thinned = Gauge("pulsegate_thinned_partitions", "Partitions whose plain heartbeats are thinned.", registry=r, multiprocess_mode="mostrecent")
+        self.plans_broken = Gauge("pulsegate_plans_broken", "1 while the plans file cannot be read.", registry=r, multiprocess_mode="max")
+        self._decided: Counter[tuple[str, str, str]] = Counter()
+        self._routes: dict[str, _Local] = {}
+        self._redis = _Local()
+
+    def decided(self, outcome: str, reason: str, rule: str, ended: Sequence[str]) -> None:
+        self._decided[outcome, reason, rule] += 1
+        for why in ended:
+            self.ended.labels(why).inc()
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        local = self._routes.get(route)
+        if local is None:
+            local = self._routes[route] = _Local()
+        local.add(seconds)
+        local.statuses[status] += 1
+
+    def redis_took(self, seconds: float) -> None:
+        self._redis.add(seconds)
+
+    def flush(self) -> None:
+        for key, count in self._decided.items():
+            self.decisions.labels(*key).inc(count)
+            if key[0] == "degraded":
+                self.degraded.inc(count)
+        self._decided.clear()
+        for route, local in self._routes.items():
+            for status, count in local.statuses.items():
+                self.requests.labels(route, str(status)).inc(count)
+            local.statuses.clear()
+            local.move_to(self.duration.labels(route))
+        self._redis.move_to(self.redis_duration)
+
+    def render(self) -> bytes:
+        """The scrape: this process's metrics, or those of all of them."""
+        self.flush()
+        if not self._dir:
+            return generate_latest(self.registry)
+        merged = CollectorRegistry()
+        multiprocess.MultiProcessCollector(merged, self._dir)  # type: ignore[no-untyped-call]
+        return generate_latest(merged)
+
+    def leave(self) -> None:
+        """Withdraws this process's live gauges when it stops in order."""
+        self.flush()
+        if self._dir:
+            multiprocess.mark_process_dead(os.getpid(), self._dir)  # type: ignore[no-untyped-call]
+
+
+class _Local:
+    """A histogram in plain numbers, moved into prometheus-client's buckets in one go."""
+
+    __slots__ = ("buckets", "statuses", "total")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(LATENCY_BUCKETS_S) + 1)
+        self.total = 0.0
+        self.statuses: Counter[int] = Counter()
+
+    def add(self, seconds: float) -> None:
+        self.buckets[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        self.total += seconds
+
+    def move_to(self, histogram: MetricWrapperBase) -> None:
+        for bucket, count in zip(histogram._buckets, self.buckets, strict=True):  # type: ignore[attr-defined]
+            if count:
+                bucket.inc(count)
+        histogram._sum.inc(self.total)  # type: ignore[attr-defined]
+        self.buckets = [0] * len(self.buckets)
+        self.total = 0.0

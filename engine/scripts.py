@@ -1,0 +1,67 @@
+"""Lua scripts: loading, checking, and one typed way to call each.
+
+A script's header is its contract. The loader reads it (`KEYS[n]`, `ARGV[n]`, `…` for a repeated tail), expands
+`-- @include name…` from `lua/lib/`, and refuses a call with the wrong number of keys or arguments.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, Protocol
+
+Arg = str | bytes | int | float
+
+_SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\.\.\.)?\]", re.MULTILINE)
+_INCLUDE = re.compile(r"^-- @include ([a-z ]+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Script:
+    """A script's text with its contract. `open_*` says that the last key or argument may repeat (or be left out)."""
+
+    name: str
+    source: str
+    sha: str
+    keys: int
+    open_keys: bool
+    args: int
+    open_args: bool
+
+    def check(self, keys: int, args: int) -> None:
+        """Raises TypeError if a call does not fit the header."""
+        for what, given, wanted, is_open in (("keys", keys, self.keys, self.open_keys), ("arguments", args, self.args, self.open_args)):
+            if given != wanted and not (is_open and given >= wanted - 1):
+                raise TypeError(f"{self.name}.lua takes {wanted}{' or more' if is_open else ''} {what}, not {given}")
+
+
+def parse(name: str, text: str, library: dict[str, str]) -> Script:
+    """Reads a script's header and expands its includes. Raises ValueError if the header has gaps."""
+    counts: dict[str, int] = {"KEYS": 0, "ARGV": 0}
+    opened: dict[str, bool] = {"KEYS": False, "ARGV": False}
+    for kind, number, more in _SLOT.findall(text):
+        if int(number) != counts[kind] + 1 or opened[kind]:
+            raise ValueError(f"{name}.lua: {kind}[{number}] is out of order in the header")
+        counts[kind] = int(number)
+        opened[kind] = bool(more)
+    source = _INCLUDE.sub(lambda m: "\n".join(library[part] for part in m[1].split()), text)
+    sha = sha1(source.encode(), usedforsecurity=False).hexdigest()
+    return Script(name, source, sha, counts["KEYS"], opened["KEYS"], counts["ARGV"], opened["ARGV"])
+
+
+@cache
+def load(name: str) -> Script:
+    """The script `lua/<name>.lua`, with its includes."""
+    root = files("lua")
+    library = {f.name[:-4]: f.read_text(encoding="utf-8") for f in (root / "lib").iterdir() if f.name.endswith(".lua")}
+    return parse(name, (root / f"{name}.lua").read_text(encoding="utf-8"), library)
+
+
+class Executor(Protocol):
+    """Runs one script on the node that owns its keys. Raises Unavailable when no answer can be had in time."""
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any: ...

@@ -1,0 +1,187 @@
+"""Settings: one frozen object, built from `PULSEGATE_*` once, at the composition root. Nothing else reads the environment.
+
+Every field names its unit in its name (`_ms`, `_s`, `_bytes`) or its help. A secret may come from a file:
+`PULSEGATE_JWT_SECRET_FILE=/run/secrets/jwt` stands for `PULSEGATE_JWT_SECRET`. A bad value raises
+`ConfigError` that names the variable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError
+
+
+def _f(default: Any, help: str, *, low: float | None = None, high: float | None = None, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "secret": secret, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings with their defaults; `pulsegate config` lists them."""
+
+    # where things are
+    redis_url: str = _f("", "session Redis (redis://, rediss://, unix://); a cluster is recognised by itself; empty: embedded")
+    rq_url: str = _f("", "Redis for RQ's queues, never a cluster; empty: the session Redis, if that is no cluster")
+    prefix: str = _f("pg", "prefix of every key")
+    partitions: int = _f(256, "partitions; fixed when the deployment is created", low=1, high=4096)
+    plans_file: str = _f("plans.toml", "plans and their rules; reloaded when it changes")
+    spool_dir: str = _f("", "where heartbeats wait while Redis is away; empty: not kept")
+    spool_max_bytes: int = _f(256 * 2**20, "spool per API process; beyond it the oldest is dropped and counted", low=0)
+
+    # serving
+    host: str = _f("127.0.0.1", "address to listen on")
+    port: int = _f(8080, "port to listen on", low=0, high=65535)
+    processes: int = _f(1, "API processes", low=1, high=256)
+    cors_origins: tuple[str, ...] = _f(("*",), "origins that may call player routes, comma-separated, or *")
+    metrics_public: bool = _f(True, "serve /metrics without a token")
+    metrics_dir: str = _f("", "directory in which several API processes share their metrics; set by `pulsegate`")
+    body_max_bytes: int = _f(64 * 1024, "largest request body", low=1024)
+    inflight_max: int = _f(4096, "decisions under way per API process before it answers 429", low=1)
+    log_level: str = _f("info", "least severe log line written", choices=("debug", "info", "warning", "error"))
+
+    # the decision; all of design section 6
+    interval_ms: int = _f(10_000, "heartbeat interval promised to players", low=1000, high=120_000)
+    lifetime_ms: int = _f(30_000, "a lease lives this long after its last heartbeat", low=1000)
+    stale_intervals: float = _f(1.5, "silence after which a lease yields to who asks, in promised intervals", low=1)
+    paused_keep_ms: int = _f(300_000, "a paused, beating session keeps its slot", low=0)
+    paused_silent_ms: int = _f(60_000, "a paused, silent session keeps its slot", low=0)
+    paused_end_ms: int = _f(1_800_000, "a paused view ends", low=1000)
+    sticky_ms: int = _f(1_800_000, "an evicted session is told why", low=0)
+    reopen_ms: int = _f(1_800_000, "a heartbeat after a time-out reopens the view within", low=0)
+    guard_ms: int = _f(60_000, "a removed device may not turn on its remover for", low=0)
+    left_ms: int = _f(60_000, "evidence for content the device has left belongs to the ended view for", low=0)
+    unproven_ms: int = _f(120_000, "a playing session whose backend evidence stopped this long ago is unproven", low=1000)
+    supersede_burst: int = _f(60, "sessions a device may start in place of its own in a burst", low=1)
+    supersede_refill_ms: int = _f(20_000, "one more of them every", low=1)
+    record_keep_ms: int = _f(1_800_000, "finished sessions are remembered", low=1000)
+    records_max: int = _f(64, "finished sessions remembered per account", low=1, high=1000)
+    takeovers_max: int = _f(10, "takeovers per account and window", low=0)
+    takeover_window_ms: int = _f(600_000, "window for takeovers_max", low=1000)
+    request_ttl_ms: int = _f(600_000, "a request_id is remembered", low=1000)
+
+    # evidence without the player
+    segment_ms: int = _f(30_000, "a segment request keeps a lease alive", low=1000)
+    manifest_ms: int = _f(30_000, "a manifest request keeps a lease alive", low=1000)
+    licence_ms: int = _f(600_000, "a DRM licence keeps a lease alive", low=1000)
+    token_ms: int = _f(600_000, "a playback token keeps a lease alive", low=1000)
+    unmatched: str = _f("count", "backend evidence that matches no session: count it, or only observe", choices=("count", "observe"))
+
+    # the edge
+    edge_cookie: str = _f("pulsegate", "cookie that may carry the player's token")
+    edge_query: str = _f("token", "query argument of the original URI that may carry it")
+    edge_uri: str = _f(
+        r"^/(?:t/(?P<token>[^/]+)/)?(?P<kind>live|vod)/(?P<content>[^/]+)/",
+        "regular expression over the original URI's path; groups token, device, content, kind, provider",
+    )
+    edge_manifest: str = _f(r"\.(m3u8|mpd)$", "regular expression: paths that are manifests; all others are segments")
+
+    # who may ask
+    jwt_secret: str = _f("", "HS256 secret, at least 32 bytes", secret=True)
+    jwks_url: str = _f("", "JWKS for RS256, ES256, EdDSA: a URL or a file")
+    jwt_audience: str = _f("", "audience a token must name; empty: not checked")
+    jwt_issuer: str = _f("", "issuer a token must name; empty: not checked")
+    jwt_leeway_s: int = _f(5, "clock difference forgiven on exp and nbf", low=0, high=300)
+    token_grace_s: int = _f(600, "an admitted session's heartbeats pass this long after expiry", low=0)
+    token_cache: int = _f(100_000, "verified tokens remembered per process", low=0)
+
+    # when Redis is away
+    redis_timeout_ms: int = _f(200, "a decision waits this long for Redis, then fails open", low=10, high=10_000)
+    breaker_failures: int = _f(5, "failures in a row that open the breaker", low=1)
+    breaker_retry_ms: int = _f(500, "an open breaker tries again after", low=10)
+    gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=1000)
+
+    # background work
+    outbox_high: int = _f(2_000, "events in a partition's outbox above which plain heartbeats are thinned", low=10)
+    outbox_max: int = _f(10_000, "events a partition's outbox may hold, about", low=100)
+    worker_processes: int = _f(1, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
+    sweep_groups: int = _f(2, "tenures over which the partitions are shared", low=1, high=64)
+    tenure_s: float = _f(20.0, "seconds a tenure lasts before it hands over", low=1)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str], **overrides: Any) -> Settings:
+        """Builds from the environment; `overrides` (from the command line) win. Unknown PULSEGATE_* names are refused."""
+        values: dict[str, Any] = {}
+        fields = {f"PULSEGATE_{f.name.upper()}": f for f in dataclasses.fields(cls)}
+        for name in env:
+            if name.startswith("PULSEGATE_") and name not in fields and name.removesuffix("_FILE") not in fields:
+                raise ConfigError(f"{name} is not a setting; see `pulsegate config`", field=name)
+        for name, spec in fields.items():
+            raw = _from_file(env, name) if spec.metadata["secret"] and f"{name}_FILE" in env else env.get(name)
+            if raw is not None:
+                values[spec.name] = _convert(name, spec, raw)
+        values.update({k: v for k, v in overrides.items() if v is not None})
+        settings = cls(**values)
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Raises ConfigError for what no single field can tell."""
+        if self.jwt_secret and len(self.jwt_secret.encode()) < 32:
+            raise ConfigError("PULSEGATE_JWT_SECRET must be at least 32 bytes", field="PULSEGATE_JWT_SECRET")
+        if self.lifetime_ms < self.stale_intervals * self.interval_ms:
+            raise ConfigError("PULSEGATE_LIFETIME_MS must be at least stale_intervals × interval_ms", field="PULSEGATE_LIFETIME_MS")
+        if self.outbox_high > self.outbox_max:
+            raise ConfigError("PULSEGATE_OUTBOX_HIGH must not exceed PULSEGATE_OUTBOX_MAX", field="PULSEGATE_OUTBOX_HIGH")
+
+    def tuning(self) -> str:
+        """The rules' times in the order of lua/lib/tuning.lua."""
+        values = (
+            self.lifetime_ms, self.stale_intervals, self.interval_ms, self.paused_keep_ms, self.paused_silent_ms,
+            self.paused_end_ms, self.sticky_ms, self.reopen_ms, self.guard_ms, self.left_ms, self.unproven_ms,
+            self.supersede_burst, self.supersede_refill_ms, self.record_keep_ms, self.records_max, self.takeovers_max,
+            self.takeover_window_ms,
+        )  # fmt: skip
+        return " ".join(str(v) for v in values)
+
+    def to_env(self) -> dict[str, str]:
+        """The same settings as environment variables, for a child process."""
+        return {f"PULSEGATE_{f.name.upper()}": _as_text(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """(variable, value, help) of every setting; secrets are masked."""
+        rows = []
+        for f in dataclasses.fields(self):
+            value = _as_text(getattr(self, f.name))
+            rows.append((f"PULSEGATE_{f.name.upper()}", "***" if f.metadata["secret"] and value else value, f.metadata["help"]))
+        return rows
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _from_file(env: Mapping[str, str], name: str) -> str:
+    if name in env:
+        raise ConfigError(f"{name} and {name}_FILE are both set; keep one", field=name)
+    try:
+        return Path(env[f"{name}_FILE"]).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{name}_FILE cannot be read: {error.strerror}", field=f"{name}_FILE") from None
+
+
+def _convert(name: str, spec: dataclasses.Field[Any], raw: str) -> Any:
+    kind = type(spec.default)
+    try:
+        if kind is bool:
+            value: Any = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[raw.strip().lower()]
+        elif kind is tuple:
+            value = tuple(part.strip() for part in raw.split(",") if part.strip())
+        else:
+            value = kind(raw)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{name}={raw!r} is not a valid {kind.__name__}", field=name) from None
+    low, high, choices = spec.metadata["low"], spec.metadata["high"], spec.metadata["choices"]
+    if low is not None and not value >= low:
+        raise ConfigError(f"{name}={raw} is below {low:g}", field=name)
+    if high is not None and not value <= high:
+        raise ConfigError(f"{name}={raw} is above {high:g}", field=name)
+    if choices and value not in choices:
+        raise ConfigError(f"{name}={raw!r} is none of {', '.join(choices)}", field=name)
+    return value

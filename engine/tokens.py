@@ -1,0 +1,216 @@
+"""Who may ask: bearer JWTs, verified once and remembered until they expire.
+
+HS256 by a shared secret, or RS256, ES256 and EdDSA by JWKS. The algorithm is bound to the key: a token that names
+HS256 is only ever tried against the secret, so a public key cannot be passed off as one; `none` is never accepted.
+
+A player's token names its account (`sub`) and reaches nothing of another. Service tokens carry `scope`
+(`signals`, `read`, `admin`) and no account.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+
+from engine.errors import ConfigError, Forbidden, Unauthorized
+from engine.settings import Settings
+from engine.wire import ID_MAX
+
+log = logging.getLogger(__name__)
+
+SCOPES = frozenset({"signals", "read", "admin"})
+_JWKS_ALGORITHMS = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
+_JWKS_EVERY_S = 300
+_JWKS_SOONEST_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a verified token says. Empty strings and None are claims it does not make."""
+
+    account: str = ""
+    plan: str = ""
+    max_streams: int | None = None
+    device: str = ""
+    device_type: str = ""
+    provider: str = ""
+    kind: str = ""
+    content: str = ""
+    profiles: frozenset[str] | None = None
+    sid: str = ""
+    jti: str = ""
+    scopes: frozenset[str] = frozenset()
+    expires_at: int = 0
+    """ms since the epoch."""
+
+    def require(self, scope: str) -> None:
+        """Raises Forbidden unless this is a service token with the scope (`admin` includes all)."""
+        if scope not in self.scopes and "admin" not in self.scopes:
+            raise Forbidden(f"needs a service token with scope {scope}", code="scope")
+
+    def account_or(self, named: str) -> str:
+        """The account a call is about: the token's own, or the one a service token names."""
+        if self.account:
+            if named and named != self.account:
+                raise Forbidden("the token is for another account", code="other_account", field="account")
+            return self.account
+        if not named:
+            raise Forbidden("a service token must name the account", code="account", field="account")
+        return named
+
+
+class Tokens:
+    """Verifies tokens. `clock` gives seconds since the epoch."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        if not settings.jwt_secret and not settings.jwks_url:
+            raise ConfigError("set PULSEGATE_JWT_SECRET(_FILE) or PULSEGATE_JWKS_URL", field="PULSEGATE_JWT_SECRET")
+        self._settings = settings
+        self._clock = clock
+        self._cache: dict[str, Claims] = {}
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._keys_at = float("-inf")
+        self.revoked: frozenset[str] = frozenset()
+
+    def verify(self, token: str, *, grace_s: int = 0) -> Claims:
+        """The token's claims. Raises Unauthorized with a code that says what is wrong.
+
+        `grace_s` forgives that many seconds past expiry; the caller then decides whether that is enough.
+        """
+        claims = self._cache.get(token)
+        if claims is None:
+            claims = self._decode(token)
+            if len(self._cache) >= self._settings.token_cache:
+                self._make_room()
+            if self._settings.token_cache:
+                self._cache[token] = claims
+        if claims.jti and claims.jti in self.revoked:
+            raise Unauthorized("the token was revoked", code="token_revoked")
+        if self._clock() * 1000 > claims.expires_at + (grace_s + self._settings.jwt_leeway_s) * 1000:
+            self._cache.pop(token, None)
+            raise Unauthorized("the token has expired", code="token_expired")
+        return claims
+
+    def cached(self, token: str) -> Claims | None:
+        """The claims of a player's token that was verified before and still holds; else None: verify it."""
+        claims = self._cache.get(token)
+        if claims is None or self._clock() * 1000 > claims.expires_at or not claims.account or (claims.jti and claims.jti in self.revoked):
+            return None
+        return claims
+
+    def expired(self, claims: Claims) -> bool:
+        return self._clock() * 1000 > claims.expires_at + self._settings.jwt_leeway_s * 1000
+
+    def _make_room(self) -> None:
+        now = self._clock() * 1000
+        self._cache = {t: c for t, c in self._cache.items() if c.expires_at > now}
+        while len(self._cache) >= self._settings.token_cache:
+            del self._cache[next(iter(self._cache))]
+
+    def _decode(self, token: str) -> Claims:
+        s = self._settings
+        try:
+            key, algorithm = self._key(jwt.get_unverified_header(token))
+            raw = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience=s.jwt_audience or None,
+                issuer=s.jwt_issuer or None,
+                leeway=s.jwt_leeway_s,
+                options={"require": ["exp"], "verify_exp": False, "verify_iat": False, "verify_aud": bool(s.jwt_audience)},
+            )
+        except jwt.ImmatureSignatureError:
+            raise Unauthorized("the token is not valid yet", code="token_not_yet_valid") from None
+        except jwt.InvalidAudienceError:
+            raise Unauthorized("the token is for another audience", code="token_audience") from None
+        except jwt.InvalidIssuerError:
+            raise Unauthorized("the token is from another issuer", code="token_issuer") from None
+        except jwt.PyJWTError as error:
+            raise Unauthorized(f"the token does not verify: {error}", code="token_invalid") from None
+        return _claims(raw)
+
+    def _key(self, header: dict[str, Any]) -> tuple[Any, str]:
+        algorithm = header.get("alg")
+        if algorithm == "HS256" and self._settings.jwt_secret:
+            return self._settings.jwt_secret, "HS256"
+        key = self._keys.get(str(header.get("kid", ""))) or (next(iter(self._keys.values())) if len(self._keys) == 1 else None)
+        if key is None:
+            self._keys_at = min(self._keys_at, self._clock() - _JWKS_EVERY_S + _JWKS_SOONEST_S)
+            raise Unauthorized("no key for this token", code="token_invalid")
+        if _JWKS_ALGORITHMS.get(key.key_type) != algorithm:
+            raise Unauthorized("the token's algorithm does not fit its key", code="token_invalid")
+        return key, algorithm
+
+    async def refresh_keys(self) -> None:
+        """Reads the JWKS when it is due: every 5 min, and soon after a token names a key we do not know."""
+        if not self._settings.jwks_url or self._clock() - self._keys_at < _JWKS_EVERY_S:
+            return
+        self._keys_at = self._clock()
+        try:
+            document = await self._read_jwks(self._settings.jwks_url)
+            keys = {key.key_id or "": key for key in jwt.PyJWKSet.from_dict(document).keys}
+        except (httpx.HTTPError, OSError, ValueError, jwt.PyJWTError) as error:
+            log.warning("jwks", extra={"why": str(error)})
+            self._keys_at = self._clock() - _JWKS_EVERY_S + _JWKS_SOONEST_S
+            return
+        if keys.keys() != self._keys.keys():
+            self._cache.clear()
+        self._keys = keys
+
+    @staticmethod
+    async def _read_jwks(where: str) -> dict[str, Any]:
+        if where.startswith(("http://", "https://")):
+            async with httpx.AsyncClient(timeout=5) as client:
+                answer = await client.get(where)
+                answer.raise_for_status()
+                return dict(answer.json())
+        return dict(json.loads(await asyncio.to_thread(Path(where).read_text, encoding="utf-8")))
+
+
+def _claims(raw: dict[str, Any]) -> Claims:
+    texts = {}
+    for name, claim in (("account", "sub"), *((n, n) for n in ("plan", "device", "device_type", "provider", "kind", "content", "sid", "jti"))):
+        value = raw.get(claim, "")
+        if not isinstance(value, str) or len(value) > ID_MAX or not value.isprintable():
+            raise Unauthorized(f"claim {claim} must be 1–{ID_MAX} printable characters", code="token_claims")
+        texts[name] = value
+    limit = raw.get("max_streams")
+    if limit is not None and (type(limit) is not int or not 0 <= limit <= 1000):
+        raise Unauthorized("claim max_streams must be 0–1000", code="token_claims")
+    if texts["kind"] not in ("", "live", "vod"):
+        raise Unauthorized("claim kind must be live or vod", code="token_claims")
+    profiles = raw.get("profiles")
+    if profiles is not None and not (isinstance(profiles, list) and all(isinstance(p, str) for p in profiles)):
+        raise Unauthorized("claim profiles must be a list of strings", code="token_claims")
+    scope = raw.get("scope", "")
+    scopes = frozenset(scope.replace(",", " ").split()) & SCOPES if isinstance(scope, str) else frozenset()
+    if not texts["account"] and not scopes:
+        raise Unauthorized("the token names neither an account (sub) nor a scope", code="token_claims")
+    expires = raw["exp"]
+    if not isinstance(expires, int | float) or not 0 < expires < 1e11:
+        raise Unauthorized("claim exp must be seconds since the epoch", code="token_claims")
+    return Claims(
+        **texts, max_streams=limit, profiles=frozenset(profiles) if profiles is not None else None, scopes=scopes,
+        expires_at=int(expires * 1000),
+    )  # fmt: skip
+
+
+def issue(secret: str, claims: dict[str, Any], ttl_s: int, *, settings: Settings, now: float | None = None) -> str:
+    """A signed HS256 token; `None` values are left out."""
+    issued = int(now if now is not None else time.time())
+    payload = {k: v for k, v in claims.items() if v is not None} | {"iat": issued, "exp": issued + ttl_s}
+    if settings.jwt_audience:
+        payload["aud"] = settings.jwt_audience
+    if settings.jwt_issuer:
+        payload["iss"] = settings.jwt_issuer
+    return jwt.encode(payload, secret, algorithm="HS256")

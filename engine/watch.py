@@ -1,0 +1,49 @@
+"""What an API process looks at now and then: outboxes above their high-water mark, and leases held, by rule."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from engine.errors import Unavailable
+from engine.keys import Keys
+from engine.metrics import Metrics
+from engine.outages import Outage
+from engine.settings import Settings
+
+
+class Backlog:
+    """Thins plain heartbeats in partitions whose outbox is too long; lifecycle events always go in."""
+
+    def __init__(self, client: Any, keys: Keys, settings: Settings, metrics: Metrics, outage: Outage) -> None:
+        self._client = client
+        self._keys = keys
+        self._high = settings.outbox_high
+        self._metrics = metrics
+        self._outage = outage
+
+    async def look(self) -> None:
+        """One look over all partitions, in one pipeline. Raises Unavailable."""
+        every = range(self._keys.partitions)
+        try:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for partition in every:
+                    pipe.xlen(self._keys.outbox(partition))
+                for partition in every:
+                    pipe.hgetall(self._keys.leases(partition))
+                replies = await pipe.execute()
+        except RedisError as error:
+            raise Unavailable(f"session Redis: {error}") from None
+        lengths, leases = replies[: len(every)], replies[len(every) :]
+        over = (p for p in every if lengths[p] > self._high)
+        self._outage.thin = frozenset(self._keys.outbox(p).removesuffix(":outbox") for p in over)
+        held: Counter[str] = Counter()
+        for rules in leases:
+            for rule, count in rules.items():
+                held[rule.decode()] += int(count)
+        for rule, total in held.items():
+            self._metrics.leases.labels(rule).set(total)
+        self._metrics.outbox.set(sum(lengths))
+        self._metrics.thinned.set(len(self._outage.thin))

@@ -1,0 +1,194 @@
+"""What callers send: one pass of msgspec validates and builds; a few checks follow that no schema can say.
+
+Ids are 1–128 printable characters. Positions and durations are seconds, `at` is ms since the epoch. Unknown fields
+are not refused: an event's `data` is the caller's JSON, byte for byte.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from engine.errors import BadRequest
+
+ID_MAX = 128
+EVENTS_MAX = 100
+SIGNALS_MAX = 500
+NESTING_MAX = 32
+AT_MAX = 99_999_999_999_999
+
+Kind = Literal["live", "vod"]
+State = Literal["starting", "playing", "buffering", "seeking", "paused", "ended", "error"]
+Evidence = Literal["token", "licence", "manifest", "segment"]
+
+Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX, description="1–128 printable characters")]
+Seconds = Annotated[float, Meta(ge=0, le=1e8)]
+Millis = Annotated[int, Meta(ge=0, le=AT_MAX)]
+Seq = Annotated[int, Meta(ge=0, le=2**53 - 1, description="counts up from 0 within a run of the player")]
+
+STATES: dict[str, str] = {
+    "playing": "p", "buffering": "b", "seeking": "k", "starting": "s", "paused": "a", "ended": "e", "error": "f",
+}  # fmt: skip
+STATE_NAMES = {letter: name for name, letter in STATES.items()}
+RANKS: dict[str, int] = {"token": 1, "licence": 2, "manifest": 3, "segment": 4}
+
+# Types that only Pulsegate itself may write.
+OWN_TYPES = frozenset(
+    "heartbeat view_start view_end view_reopen block evict takeover session_linked evidence pause resume".split()
+)
+_TYPE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
+
+
+class Heartbeat(Struct):
+    """`POST /v1/heartbeats`."""
+
+    session: Id
+    content: Id
+    kind: Kind
+    state: State
+    seq: Seq
+    device: Id = ""
+    position: Seconds | None = None
+    duration: Seconds | None = None
+    profile: Id = ""
+    device_type: Id = ""
+    provider: Id = ""
+    title: Annotated[str, Meta(max_length=512)] = ""
+    rate: Annotated[float, Meta(ge=0, le=16)] = 1.0
+    quality: Raw | None = None
+    events: Annotated[list[Raw], Meta(max_length=EVENTS_MAX)] | None = None
+
+
+class PlayerEvent(Struct):
+    """One of a heartbeat's `events`."""
+
+    type: str
+    at: Millis | None = None
+
+
+class Stop(Struct):
+    """`POST /v1/sessions/{session}/stop`; the body may be empty."""
+
+    account: Id = ""
+    seq: Seq | None = None
+    request_id: Id = ""
+    token: str = ""
+
+
+class Takeover(Struct):
+    """`POST /v1/sessions/{session}/takeover`. What the session was refused with need not be repeated."""
+
+    stop: Id
+    account: Id = ""
+    device: Id = ""
+    content: Id = ""
+    kind: Kind | Literal[""] = ""
+    profile: Id = ""
+    device_type: Id = ""
+    provider: Id = ""
+    request_id: Id = ""
+
+
+class Signal(Struct):
+    """`POST /v1/signals`, one or one of a list."""
+
+    account: Id
+    device: Id
+    evidence: Evidence
+    content: Id = ""
+    kind: Kind | Literal[""] = ""
+    at: Millis | None = None
+    session: Id = ""
+    ttl_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+    plan: Id = ""
+    max_streams: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    profile: Id = ""
+    device_type: Id = ""
+    provider: Id = ""
+    request_id: Id = ""
+
+
+class Revocation(Struct):
+    """`POST /v1/tokens/revoke`: `expires_at` (ms) is when the token would have expired, and may be forgotten."""
+
+    jti: Id
+    expires_at: Millis | None = None
+
+
+T = TypeVar("T")
+_heartbeat = msgspec.json.Decoder(Heartbeat)
+_event = msgspec.json.Decoder(PlayerEvent)
+_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_KEY = re.compile(r"required field `([^`]+)`|unknown field `([^`]+)`")
+
+
+def decode_heartbeat(body: bytes) -> Heartbeat:
+    """Raises BadRequest that names the field."""
+    beat = decode(_heartbeat, body)
+    for name in ("session", "device", "content", "profile", "device_type", "provider", "title"):
+        if not getattr(beat, name).isprintable():
+            raise BadRequest(f"{name} must be printable characters", field=name)
+    if beat.position is None and beat.kind == "vod":
+        raise BadRequest("position is required for vod", field="position")
+    return beat
+
+
+def decode_events(raw: list[Raw]) -> list[tuple[str, bytes]]:
+    """(type, JSON) of a heartbeat's events. Raises BadRequest that names the event."""
+    out = []
+    for index, item in enumerate(raw):
+        kind = decode(_event, bytes(item), f"events[{index}]").type
+        if not _TYPE.match(kind) or kind in OWN_TYPES:
+            raise BadRequest(f"events[{index}].type is reserved or not a name", field=f"events[{index}].type")
+        out.append((kind, bytes(item)))
+    return out
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes, where: str = "") -> T:
+    """One JSON document. Raises BadRequest with the path of the offending field, below `where`."""
+    try:
+        if not body.isascii():
+            body.decode()
+        if body.count(b"[") + body.count(b"{") > NESTING_MAX:
+            _check_nesting(body)
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _named(str(error), where) from None
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"not valid JSON: {error}", code="invalid_json", field=where or "body") from None
+    except UnicodeDecodeError:
+        raise BadRequest("not valid UTF-8", code="invalid_json", field=where or "body") from None
+
+
+def _check_nesting(body: bytes) -> None:
+    depth = 0
+    for opening in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', body, re.DOTALL):
+        mark = opening[0]
+        if mark in (b"[", b"{"):
+            depth += 1
+            if depth > NESTING_MAX:
+                raise BadRequest(f"nested deeper than {NESTING_MAX}", code="too_deep", field="body")
+        elif mark in (b"]", b"}"):
+            depth -= 1
+
+
+def _named(message: str, where: str) -> BadRequest:
+    path = _PATH.search(message)
+    named = path[1] if path else ""
+    key = _KEY.search(message)
+    if key:
+        named = f"{named}.{key[1] or key[2]}".lstrip(".")
+    text = _PATH.sub("", message)
+    name = where + named if named.startswith("[") else f"{where}.{named}".strip(".")
+    return BadRequest(f"{name or 'body'}: {text}", field=name or "body")
+
+
+def check_printable(item: Struct, where: str = "") -> None:
+    """Raises BadRequest for a string field with control characters."""
+    for name in item.__struct_fields__:
+        value = getattr(item, name)
+        if isinstance(value, str) and not value.isprintable():
+            raise BadRequest(f"{where}{name} must be printable characters", field=f"{where}{name}")

@@ -1,0 +1,118 @@
+-- heartbeat: a player shows that its stream is alive; decides whether it may go on.
+-- KEYS[1] sessions   hash: session -> record (lib/record.lua)
+-- KEYS[2] deadlines  zset: account -> when the sweep must look at it next
+-- KEYS[3] outbox     stream of events
+-- KEYS[4...] leases  zsets, one for each rule in the policy, in its order
+-- ARGV[1] now            ms, or '' for the server's clock
+-- ARGV[2] account
+-- ARGV[3] outbox_max     lifecycle events the outbox may hold, about
+-- ARGV[4] tuning         see lib/tuning.lua
+-- ARGV[5] outage_began   ms, 0 if none lately
+-- ARGV[6] outage_ended   ms
+-- ARGV[7] session
+-- ARGV[8] ident          device, content, kind, device type, provider, profile, rules held; tab-separated
+-- ARGV[9] seq
+-- ARGV[10] state         p playing, b buffering, k seeking, s starting, a paused, e ended, f failed
+-- ARGV[11] position      ms, or '' if the player has none (live)
+-- ARGV[12] interval      ms until the next heartbeat, as promised in the answer
+-- ARGV[13] ttl           ms the lease lives without evidence
+-- ARGV[14] rate          playback rate
+-- ARGV[15] policy        mode, require_evidence, then name:unit:limit for each rule; tab-separated
+-- ARGV[16] at            ms when it really arrived, if it was spooled; else ''
+-- ARGV[17] body          the event's JSON from "account" on; '' thins: the heartbeat is not appended
+-- ARGV[18...] events     the player's own events in pairs: type, JSON from "account" on
+-- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; detail is JSON or '' (lib/reply.lua)
+
+-- @include clock
+local sessions_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
+local session, ident, seq = ARGV[7], ARGV[8], tonumber(ARGV[9])
+
+-- Fast path: a known session beats again, nothing but time and position has changed, its lease is alive.
+local text = redis.call('HGET', KEYS[1], session)
+if text and ARGV[16] == '' then
+  local last_seq, seen, was, position, furthest, watched, ttl, life, slot, ordinal, tail, held = string.match(text,
+    '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\n(r(%d+)\t(%d+)(\t[^\n]*))\n(.*)$')
+  if last_seq and held == ident and seq > tonumber(last_seq) and seen + ttl > now
+      and string.find('pbks', ARGV[10], 1, true) then
+    if now < tonumber(seen) then now = tonumber(seen) end
+    local elapsed = now - seen
+    local moved = elapsed
+    if ARGV[11] ~= '' then
+      local to = tonumber(ARGV[11])
+      moved = to - (tonumber(position) or to)
+      if to > (tonumber(furthest) or -1) then furthest = ARGV[11] end
+    elseif was ~= 'p' then
+      moved = 0
+    end
+    if moved > 0 then watched = string.format('%d', watched + math.min(moved, elapsed * ARGV[14])) end
+    local stamp = string.format('%d', now)
+    local expires = now + ARGV[13]
+    for i = 4, #KEYS do redis.call('ZADD', KEYS[i], expires, slot) end
+    redis.call('HSET', KEYS[1], session, ARGV[9] .. '\t' .. stamp .. '\t' .. ARGV[10] .. '\t' .. ARGV[11] .. '\t' ..
+      furthest .. '\t' .. watched .. '\t' .. ARGV[13] .. '\n' .. life .. '\n' .. ident)
+    local head = '","at":' .. stamp .. ',"view":' .. ordinal .. ',"seq":' .. ARGV[9] .. ','
+    if ARGV[17] ~= '' then
+      redis.call('XADD', KEYS[3], '*', 'e', '{"type":"heartbeat' .. head .. '"watched_ms":' .. watched .. ',' .. ARGV[17])
+    end
+    for i = 18, #ARGV, 2 do redis.call('XADD', KEYS[3], '*', 'e', '{"type":"' .. ARGV[i] .. head .. ARGV[i + 1]) end
+    return {0, expires, seq, 0, ''}
+  end
+end
+
+-- @include tuning record account judge view progress reply
+
+load()
+local policy = parse_policy(ARGV[15])
+local ask = {session = session, ident = ident, policy = policy, at = at_or_now(ARGV[16]), player = true}
+read_ident(ask)
+local me = records[session]
+
+-- Order is (run, seq): what is older than what we have answers the current decision and changes nothing.
+local run = me and me.run or 0
+if me and me.status ~= 'b' and seq <= me.seq then
+  if seq > 0 or ask.at - me.seen <= me.interval / 2 then return decided(ask, me, 1) end
+  run = run + 1
+end
+
+local state, position = ARGV[10], tonumber(ARGV[11])
+local closing = state == 'e' or state == 'f'
+if closing then
+  if me and me.status == 'r' then
+    advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]))
+    append('heartbeat', me, ARGV[17])
+    append_all(me, 18)
+    end_view(me, state == 'e' and 'stopped' or 'error')
+    settle()
+  end
+  return {0, 0, seq, 0, ''}
+end
+
+-- Spooled or late evidence is history: it neither creates nor extends a lease that would be over by now.
+local ttl = tonumber(ARGV[13])
+if ask.at + ttl <= now then
+  if ARGV[17] ~= '' then append('heartbeat', me or ask, ARGV[17]) end
+  append_all(me or ask, 18)
+  return decided(ask, me, 0)
+end
+
+local verdict = sticky(me) or standing(ask, me)
+if verdict and verdict.allow then return {0, verdict.expires, me.seq, 0, ''} end
+if me and me.reason == 'paused_timeout' and state == 'a' then return {0, 0, me.seq, 0, ''} end
+ask = candidate(ask, me)
+verdict = verdict or judge(ask)
+if not verdict.allow then
+  note_block(ask, me, verdict)
+  settle()
+  return refuse(records[session], verdict, 0)
+end
+
+me = admit(ask, me, verdict)
+me.interval, me.beat_at, me.ttl = tonumber(ARGV[12]), now, ttl
+pause(me, state, position, ask.at)
+advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]))
+me.rank = 4
+hold(me)
+append('heartbeat', me, ARGV[17])
+append_all(me, 18)
+settle()
+return allow(me, 0, verdict.leaving)

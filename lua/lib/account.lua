@@ -1,0 +1,100 @@
+-- account: all records of one account, who holds which slot, and what is written back at the end.
+-- Expects the locals account, sessions_key and deadlines_key. Keys that are known only after reading (another
+-- rule's lease, an account found by the sweep) are built here, under the same hash tag.
+local base = string.sub(deadlines_key, 1, -10)
+local records, by_slot, dirty = {}, {}, {}
+
+local function lease_key(rule) return base .. 'lease:' .. account .. ':' .. rule end
+
+local function load()
+  records, by_slot, dirty = {}, {}, {}
+  local flat = redis.call('HGETALL', sessions_key)
+  for i = 1, #flat, 2 do
+    local r = parse(flat[i], flat[i + 1])
+    records[r.session] = r
+    if r.status == 'r' then by_slot[r.slot] = r end
+    now = math.max(now, r.seen, r.ended)
+  end
+end
+
+-- Evidence counts from when it happened, never from the future.
+local function at_or_now(text) return math.min(tonumber(text) or now, now) end
+
+local function rules_of(r)
+  local names = {}
+  for name in string.gmatch(r.rules, '[^,]+') do names[#names + 1] = name end
+  return names
+end
+
+local function holds(r, rule) return string.find(',' .. r.rules .. ',', ',' .. rule .. ',', 1, true) ~= nil end
+
+local function in_grace(r) return ended > 0 and r.seen <= ended and r.expires > began end
+
+local function alive(r)
+  return r.expires > now or (in_grace(r) and now < ended + (r.paused > 0 and tune.lifetime or r.ttl))
+end
+
+-- From when on somebody who asks may take this slot: silence beyond `stale` intervals, or a long pause.
+local function yields_at(r)
+  local at = r.expires
+  if r.paused > 0 then
+    at = math.min(r.paused + tune.paused_keep, r.seen + tune.paused_silent)
+  elseif r.beat_at > 0 then
+    at = math.min(at, r.seen + tune.stale * r.interval)
+  end
+  if in_grace(r) then at = math.max(at, ended + tune.lifetime) end
+  return at
+end
+
+local function unproven(r, require_evidence)
+  if r.proven == 0 then return require_evidence end
+  return r.paused == 0 and now >= r.proven
+end
+
+-- Who holds the rule now, without those in `gone` (session -> true).
+local function holders_of(rule, gone)
+  local from = ended > 0 and math.min(now, began) or now
+  local found = {}
+  for _, slot in ipairs(redis.call('ZRANGEBYSCORE', lease_key(rule), '(' .. string.format('%d', from), '+inf')) do
+    local r = by_slot[tonumber(slot)]
+    if r and not gone[r.session] and alive(r) then found[#found + 1] = r end
+  end
+  return found
+end
+
+local function free_slot()
+  local slot = 1
+  while by_slot[slot] do slot = slot + 1 end
+  return slot
+end
+
+local function save(r) dirty[r.session] = r end
+
+local function forget(r)
+  records[r.session], dirty[r.session] = nil, nil
+  redis.call('HDEL', sessions_key, r.session)
+end
+
+-- When the sweep must look at this record.
+local function due(r)
+  if r.status == 'r' then
+    local at = r.expires
+    if in_grace(r) then at = math.max(at, ended + (r.paused > 0 and tune.lifetime or r.ttl)) end
+    return at
+  end
+  if r.status == 't' then return r.seen + tune.left end
+  return r.ended + tune.keep
+end
+
+-- Writes what changed, keeps the number of finished records bounded, and sets the account's next deadline.
+local function settle()
+  local finished, soonest = {}, nil
+  for _, r in pairs(records) do
+    if r.status ~= 'r' then finished[#finished + 1] = r end
+  end
+  table.sort(finished, function(a, b) return due(a) > due(b) or (due(a) == due(b) and a.session < b.session) end)
+  for i = tune.most + 1, #finished do forget(finished[i]) end
+  for session, r in pairs(dirty) do redis.call('HSET', sessions_key, session, format_record(r)) end
+  for _, r in pairs(records) do soonest = math.min(soonest or due(r), due(r)) end
+  if soonest then redis.call('ZADD', deadlines_key, soonest, account) else redis.call('ZREM', deadlines_key, account) end
+end

@@ -1,0 +1,31 @@
+-- progress: what a heartbeat says about playback: pause, position, time watched.
+
+-- Paused keeps its slot for a while (lib/account.lua); paused with an advancing position is playing.
+local function pause(me, state, position, at)
+  local moving = me.state == 'a' and position and me.position and position > me.position + 1000
+  if state == 'a' and not moving then
+    if me.paused == 0 then
+      me.paused = now
+      emit('pause', me, {position = position and position / 1000})
+    end
+    me.ttl = math.max(0, me.paused + tune.paused_end - at)
+  elseif me.paused > 0 then
+    me.paused = 0
+    emit('resume', me, {position = position and position / 1000})
+  end
+end
+
+-- Time watched grows by min(position moved, time passed x rate): seeks and pauses do not count. Without a
+-- position (live), by the time spent playing.
+local function advance(me, at, state, position, seq, run, rate)
+  local elapsed = math.max(0, at - me.seen)
+  local moved = 0
+  if position then
+    moved = position - (me.position or position)
+  elseif me.state == 'p' then
+    moved = elapsed
+  end
+  if moved > 0 then me.watched = math.floor(me.watched + math.min(moved, elapsed * rate)) end
+  me.position, me.furthest = position, math.max(me.furthest, position or 0)
+  me.state, me.seq, me.run, me.seen = state, seq, run, math.max(me.seen, at)
+end

@@ -1,0 +1,68 @@
+-- record: the text of one session, three lines of tab-separated fields; empty means 0 or absent.
+--   beat   changes with every heartbeat: what the fast path rewrites
+--   life   status letter (r running, t tentative, e ended, b blocked) and what changes with the view's life
+--   ident  who and what: sent whole by the caller, compared whole
+local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl'}
+local LIFE = {'slot', 'ordinal', 'revision', 'started', 'admitted', 'interval', 'run', 'rank', 'proven', 'origin', 'paused',
+  'beat_at', 'ended', 'reason', 'by', 'rule', 'used', 'used_at', 'blocked', 'left', 'left_at',
+  'signal_at', 'signal_rank'}
+local IDENT = {'device', 'content', 'kind', 'device_type', 'provider', 'profile', 'rules'}
+local TEXT = {state = true, origin = true, reason = true, by = true, rule = true, blocked = true, left = true}
+
+local function read_fields(r, names, line)
+  local i = 0
+  for value in string.gmatch(line .. '\t', '([^\t]*)\t') do
+    i = i + 1
+    if names[i] then
+      if TEXT[names[i]] then r[names[i]] = value else r[names[i]] = tonumber(value) or 0 end
+    end
+  end
+  for j = i + 1, #names do r[names[j]] = TEXT[names[j]] and '' or 0 end
+end
+
+local function read_ident(r)
+  local i = 0
+  for value in string.gmatch(r.ident .. '\t', '([^\t]*)\t') do
+    i = i + 1
+    r[IDENT[i]] = value
+  end
+end
+
+local function parse(session, text)
+  local beat, status, life, id = string.match(text, '^([^\n]*)\n(.)([^\n]*)\n(.*)$')
+  local r = {session = session, status = status, ident = id}
+  read_fields(r, BEAT, beat)
+  read_fields(r, LIFE, life)
+  read_ident(r)
+  local position = string.match(beat, '^[^\t]*\t[^\t]*\t[^\t]*\t(%d*)')
+  if position == '' then r.position = nil end
+  r.expires = r.seen + r.ttl
+  return r
+end
+
+local function plain(value)
+  if value == 0 or value == nil then return '' end
+  if type(value) == 'number' then return string.format('%d', value) end
+  return value
+end
+
+local function format_record(r)
+  local beat, life = {}, {}
+  for i, name in ipairs(BEAT) do beat[i] = plain(r[name]) end
+  for i, name in ipairs(LIFE) do life[i] = plain(r[name]) end
+  -- The fast path reads these as digits, zero included.
+  beat[1], beat[2], beat[6] = string.format('%d', r.seq), string.format('%d', r.seen), string.format('%d', r.watched)
+  if r.position then beat[4] = string.format('%d', r.position) end
+  local text = string.gsub(table.concat(life, '\t'), '\t+$', '')
+  return table.concat(beat, '\t') .. '\n' .. r.status .. text .. '\n' .. r.ident
+end
+
+-- A new record: nothing seen, nothing held.
+local function blank(id, session, status)
+  local r = {session = session, status = status, ident = id, seq = -1, seen = now, watched = 0, furthest = 0, ttl = 0, state = 's'}
+  for _, name in ipairs(LIFE) do r[name] = TEXT[name] and '' or 0 end
+  read_ident(r)
+  r.interval = tune.interval
+  r.expires = now
+  return r
+end

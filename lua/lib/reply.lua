@@ -1,0 +1,34 @@
+-- reply: {code, lease_expires_at, last_seq, duplicate, detail}
+--   code 0 allow, 1 block, 2 the session to stop is not running
+--   last_seq -1: none accepted yet
+--   detail '' or JSON; of an admission that ended others {ended: [reason]}; of a block {reason, rule, limit, by, retry_at, conflicts: [{session, device, device_type, content,
+--   since_at, last_evidence_at, last_evidence}]}
+local EVIDENCE = {'token', 'licence', 'manifest', 'segment'}
+
+local function describe(r)
+  local last = r.signal_at == r.seen and EVIDENCE[r.signal_rank] or 'heartbeat'
+  return {session = r.session, device = r.device, device_type = r.device_type ~= '' and r.device_type or nil,
+    content = r.content, since_at = r.admitted > 0 and r.admitted or r.started, last_evidence_at = r.seen,
+    last_evidence = last}
+end
+
+local function allow(r, duplicate, leaving)
+  local ended = {}
+  for i, go in ipairs(leaving or {}) do ended[i] = go.reason end
+  return {0, r.expires, r.seq, duplicate, #ended > 0 and cjson.encode({ended = ended}) or ''}
+end
+
+local function refuse(me, verdict, duplicate)
+  local conflicts = {}
+  for i, r in ipairs(verdict.conflicts) do conflicts[i] = describe(r) end
+  return {1, 0, me and me.status ~= 'b' and me.seq or -1, duplicate, cjson.encode({reason = verdict.reason, rule = verdict.rule,
+    limit = verdict.limit, by = verdict.by, retry_at = verdict.retry_at, conflicts = #conflicts > 0 and conflicts or nil})}
+end
+
+-- The decision as it stands, without changing anything.
+local function decided(ask, me, duplicate)
+  if me and me.status == 'r' and alive(me) and me.content == ask.content then return allow(me, duplicate) end
+  local verdict = sticky(me) or standing(ask, me) or judge(candidate(ask, me))
+  if verdict.allow then return {0, verdict.expires or 0, me and me.seq or -1, duplicate, ''} end
+  return refuse(me, verdict, duplicate)
+end

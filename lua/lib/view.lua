@@ -1,0 +1,145 @@
+-- view: what begins, changes and ends a view, each with its event in the outbox.
+
+local function who(r)
+  return '"account":' .. cjson.encode(account) .. ',"profile":' .. cjson.encode(r.profile) .. ',"device":' ..
+    cjson.encode(r.device) .. ',"session":' .. cjson.encode(r.session) .. ',"content":' .. cjson.encode(r.content) ..
+    ',"kind":' .. cjson.encode(r.kind) .. ',"v":1'
+end
+
+local function put(kind, r, rest)
+  redis.call('XADD', outbox_key, 'MAXLEN', '~', outbox_max, '*', 'e', '{"type":"' .. kind .. '","at":' ..
+    string.format('%d', now) .. ',"view":' .. string.format('%d', r.ordinal or 0) .. ',' .. rest)
+end
+
+-- An event of our own making about record r.
+local function emit(kind, r, data)
+  put(kind, r, '"revision":' .. string.format('%d', r.revision or 0) .. ',' .. who(r) .. ',"data":' .. cjson.encode(data) .. '}')
+end
+
+-- An event whose JSON the caller has written; '' appends nothing.
+local function append(kind, r, body)
+  if body ~= '' then
+    put(kind, r, '"seq":' .. string.format('%d', r.seq or -1) .. ',"watched_ms":' .. string.format('%d', r.watched or 0) .. ',' .. body)
+  end
+end
+
+local function append_all(r, first)
+  for i = first, #ARGV, 2 do append(ARGV[i], r, ARGV[i + 1]) end
+end
+
+local function release(r)
+  for _, rule in ipairs(rules_of(r)) do
+    if redis.call('ZREM', lease_key(rule), r.slot) == 1 then redis.call('HINCRBY', base .. 'leases', rule, -1) end
+  end
+  by_slot[r.slot] = nil
+end
+
+-- Writes the lease under every rule the record names.
+local function hold(r)
+  r.expires = r.seen + r.ttl
+  by_slot[r.slot] = r
+  for _, rule in ipairs(rules_of(r)) do
+    local added = redis.call('ZADD', lease_key(rule), string.format('%d', r.expires), string.format('%d', r.slot))
+    if added == 1 then redis.call('HINCRBY', base .. 'leases', rule, 1) end
+  end
+  save(r)
+end
+
+local function view_end(r, reason, by, rule)
+  emit('view_end', r, {reason = reason, by = by, rule = rule, started_at = r.started, last_seen_at = r.seen,
+    estimated_end_at = reason == 'timeout' and math.floor(r.seen + r.interval / 2) or nil, watched_ms = r.watched,
+    max_position = r.furthest / 1000, origin = r.origin})
+end
+
+local function end_view(r, reason, by, rule)
+  view_end(r, reason, by, rule)
+  release(r)
+  r.status, r.ended, r.reason, r.by, r.rule, r.slot, r.blocked = 'e', now, reason, by or '', rule or '', 0, ''
+  save(r)
+end
+
+-- Ends what nobody has shown to be alive, except the records in `kept`.
+local function reap(kept)
+  local ended_views = 0
+  for _, r in pairs(records) do
+    if r.status == 'r' and not alive(r) and not kept[r.session] then
+      end_view(r, r.paused > 0 and 'paused_timeout' or 'timeout')
+      ended_views = ended_views + 1
+    end
+  end
+  return ended_views
+end
+
+local REOPENS = {timeout = true, paused_timeout = true, no_progress = true, displaced = true}
+
+local function begin_view(me, at)
+  me.ordinal, me.revision, me.started, me.watched, me.furthest, me.position = me.ordinal + 1, 0, at, 0, 0, nil
+  me.rank, me.seen = 0, at
+end
+
+-- Gives `ask` its slot: ends what leaves, takes over what it replaces, starts, continues or reopens its view.
+local function admit(ask, me, verdict)
+  reap(ask.freed)
+  for _, go in ipairs(verdict.leaving) do
+    end_view(go.r, go.reason, ask.session, go.rule)
+    if go.reason ~= 'displaced' then
+      emit(go.reason == 'takeover' and 'takeover' or 'evict', go.r, {by = ask.session, device = ask.device, rule = go.rule})
+    end
+  end
+  local slot, admitted = ask.heir and ask.heir.slot, ask.heir and ask.heir.admitted
+  local adopted = ask.adopted and ask.adopted.status == 'r' and ask.adopted or nil
+  if ask.earlier then end_view(ask.earlier, 'superseded', ask.session) end
+  if adopted then release(adopted) end
+  if ask.adopted then forget(ask.adopted) end
+
+  local new = not me or me.status == 'b' or me.status == 't'
+  if new then me = blank(ask.ident, ask.session, 'r') end
+  local known = me.content
+  if me.status == 'r' and me.slot > 0 then
+    release(me)
+    if known ~= ask.content then
+      view_end(me, 'content_changed')
+      me.left, me.left_at = known, now
+    end
+  end
+  me.ident = ask.ident
+  read_ident(me)
+  local reopens = me.status == 'e' and REOPENS[me.reason] and now < me.ended + tune.reopen and known == ask.content
+  if reopens then
+    me.revision = me.revision + 1
+    emit('view_reopen', me, {reason = me.reason})
+  elseif new or me.status == 'e' or known ~= ask.content then
+    begin_view(me, ask.at)
+    if adopted then
+      me.started, me.rank, me.watched = adopted.started, adopted.rank, adopted.watched
+      emit('session_linked', me, {from = adopted.session})
+    else
+      emit('view_start', me, {origin = ask.player and 'p' or 's'})
+    end
+  end
+  if me.status ~= 'r' or new then me.paused, me.state = 0, 's' end
+  me.status, me.reason, me.by, me.rule, me.blocked, me.ended = 'r', '', '', '', '', 0
+  me.origin = (ask.player or me.origin == 'p') and 'p' or 's'
+  me.slot = slot or free_slot()
+  me.admitted = admitted or now
+  me.proven = ask.proven
+  if ask.used then me.used, me.used_at = ask.used, now end
+  records[me.session], by_slot[me.slot] = me, me
+  return me
+end
+
+-- The block event is for the transition only, so a refused session leaves a note, but no evidence.
+local function note_block(ask, me, verdict)
+  local mark = verdict.rule ~= '' and verdict.rule or verdict.reason
+  if me and me.blocked == mark and (me.status ~= 'b' or me.ident == ask.ident) then return end
+  if not me or me.status == 'b' or me.status == 't' then
+    me = blank(ask.ident, ask.session, 'b')
+    me.ended = now
+  end
+  me.blocked = mark
+  records[me.session] = me
+  save(me)
+  emit('block', {session = ask.session, ordinal = me.ordinal, device = ask.device, content = ask.content, kind = ask.kind,
+    profile = ask.profile}, {reason = verdict.reason, rule = verdict.rule, limit = verdict.limit, by = verdict.by,
+    conflicts = #verdict.conflicts})
+end

@@ -1,0 +1,33 @@
+-- sessions: the running sessions of one account. Reads only.
+-- KEYS[1] sessions   hash: session -> record (lib/record.lua)
+-- KEYS[2] deadlines  zset: account -> when the sweep must look at it next
+-- ARGV[1] now            ms, or '' for the server's clock
+-- ARGV[2] account
+-- ARGV[3] outbox_max     lifecycle events the outbox may hold, about
+-- ARGV[4] tuning         see lib/tuning.lua
+-- ARGV[5] outage_began   ms, 0 if none lately
+-- ARGV[6] outage_ended   ms
+-- RETURNS JSON, a list of {session, device, …}, longest running first; '[]' if none
+
+-- @include clock
+local sessions_key, deadlines_key, account = KEYS[1], KEYS[2], ARGV[2]
+-- @include tuning record account judge reply
+
+load()
+local running, out = {}, {}
+for _, r in pairs(records) do
+  if r.status == 'r' and alive(r) then running[#running + 1] = r end
+end
+table.sort(running, by_time('started'))
+for i, r in ipairs(running) do
+  local item = describe(r)
+  item.kind, item.profile, item.provider = r.kind, r.profile, r.provider
+  item.state, item.view, item.revision = r.state, r.ordinal, r.revision
+  item.position, item.watched_ms, item.seq = r.position and r.position / 1000, r.watched, r.seq
+  item.started_at, item.lease_expires_at, item.yields_at = r.started, r.expires, yields_at(r)
+  item.rules, item.origin, item.paused_at = rules_of(r), r.origin == 'p' and 'player' or 'backend', r.paused
+  item.proven_until = r.proven
+  out[i] = item
+end
+if #out == 0 then return '[]' end
+return cjson.encode(out)

@@ -1,0 +1,83 @@
+-- signal: the backend saw the stream: a playback token, a DRM licence, a manifest, a segment. Counts like a
+-- heartbeat where no player speaks, and once where one does. Never evicts.
+-- KEYS[1] sessions   hash: session -> record (lib/record.lua)
+-- KEYS[2] deadlines  zset: account -> when the sweep must look at it next
+-- KEYS[3] outbox     stream of events
+-- KEYS[4] request    string: the answer to a request id
+-- KEYS[5...] leases  zsets, one for each rule in the policy, in its order
+-- ARGV[1] now            ms, or '' for the server's clock
+-- ARGV[2] account
+-- ARGV[3] outbox_max     lifecycle events the outbox may hold, about
+-- ARGV[4] tuning         see lib/tuning.lua
+-- ARGV[5] outage_began   ms, 0 if none lately
+-- ARGV[6] outage_ended   ms
+-- ARGV[7] link           the session the evidence names (token's sid or jti), or ''
+-- ARGV[8] born           the id of the session to start if nothing matches and `link` is taken or ''
+-- ARGV[9] ident          device, content ('' if unknown), kind, device type, provider, profile, rules
+-- ARGV[10] rank          1 token, 2 licence, 3 manifest, 4 segment: coarser evidence extends nothing once finer was seen
+-- ARGV[11] lifetime      ms this evidence keeps a lease alive, from when it happened
+-- ARGV[12] at            ms when it happened, or '' for now
+-- ARGV[13] policy        mode, require_evidence, then name:unit:limit for each rule; tab-separated
+-- ARGV[14] unmatched     count or observe: what evidence that matches no session does
+-- ARGV[15] body          the event's JSON from "account" on, or '' for none
+-- ARGV[16] request_id    '' if none
+-- ARGV[17] request_ttl   ms
+-- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; see lib/reply.lua
+
+-- @include clock
+local sessions_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
+-- @include tuning record account judge view reply match
+
+if ARGV[16] ~= '' then
+  local answered = redis.call('GET', KEYS[4])
+  if answered then return cjson.decode(answered) end
+end
+
+local function answer(reply)
+  settle()
+  if ARGV[16] ~= '' then redis.call('SET', KEYS[4], cjson.encode(reply), 'PX', ARGV[17]) end
+  return reply
+end
+
+load()
+local rank, lifetime = tonumber(ARGV[10]), tonumber(ARGV[11])
+local linked = records[ARGV[7]]
+local born = ARGV[7] ~= '' and (not linked or linked.origin == 's') and ARGV[7] or ARGV[8]
+local ask = {session = born, ident = ARGV[9], policy = parse_policy(ARGV[13]), at = at_or_now(ARGV[12]), player = false}
+read_ident(ask)
+local me, belongs = match(ask, linked)
+if me then ask.session = me.session end
+append('evidence', me or ask, ARGV[15])
+if belongs then return answer({0, 0, me and me.seq or -1, 0, ''}) end
+if me and me.status == 'r' and ask.at >= me.started then
+  me.proven = now + tune.unproven
+  save(me)
+end
+-- A late log line is history only.
+if ask.at + lifetime <= now then return answer(decided(ask, me, 0)) end
+
+if me and me.status == 'r' and alive(me) and (ask.content == '' or ask.content == me.content) then
+  refresh(me, rank, lifetime, ask.at)
+  return answer(allow(me, 0))
+end
+local verdict = sticky(me)
+if not verdict then
+  if ask.content == '' or (ARGV[14] == 'observe' and not me) then return answer({0, 0, -1, 0, ''}) end
+  if me and me.status == 'e' and LEFT[me.reason] then
+    ask.alone = me.reason == 'superseded'
+    me, ask.session = nil, born
+  end
+  me = me or records[ask.session]
+  if rides(ask, me, lifetime) then return answer({0, 0, -1, 0, ''}) end
+  ask.proven = now + tune.unproven
+  verdict = judge(candidate(ask, me))
+end
+if not verdict.allow then
+  note_block(ask, me, verdict)
+  return answer(refuse(records[ask.session], verdict, 0))
+end
+me = admit(ask, me, verdict)
+me.seen = math.max(me.seen, ask.at)
+me.rank, me.ttl, me.state, me.signal_at, me.signal_rank = rank, lifetime, 'p', me.seen, rank
+hold(me)
+return answer(allow(me, 0, verdict.leaving))

@@ -1,0 +1,28 @@
+-- sweep: ends the views of one partition whose deadline has passed, and forgets what is past its use.
+-- KEYS[1] deadlines  zset: account -> when to look at it next
+-- KEYS[2] outbox     stream of events
+-- ARGV[1] now            ms, or '' for the server's clock
+-- ARGV[2] batch          accounts to look at, at most
+-- ARGV[3] outbox_max     events the outbox may hold, about
+-- ARGV[4] tuning         see lib/tuning.lua
+-- ARGV[5] outage_began   ms, 0 if none lately
+-- ARGV[6] outage_ended   ms
+-- RETURNS {ended, looked}: views ended, accounts looked at; call again while looked = batch
+
+-- @include clock
+local deadlines_key, outbox_key = KEYS[1], KEYS[2]
+local account, sessions_key
+-- @include tuning record account view
+
+local server_now, ended_views = now, 0
+local overdue = redis.call('ZRANGEBYSCORE', deadlines_key, '-inf', string.format('%d', now), 'LIMIT', 0, ARGV[2])
+for _, name in ipairs(overdue) do
+  account, sessions_key, now = name, base .. 'sessions:' .. name, server_now
+  load()
+  ended_views = ended_views + reap({})
+  for _, r in pairs(records) do
+    if r.status ~= 'r' and due(r) <= now then forget(r) end
+  end
+  settle()
+end
+return {ended_views, #overdue}
