@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import heartbeats
 from api.heartbeats import Heartbeats
 from api.http import Cors, error_answer, request_id
-from api.log import configure, log_answer, log_failure
+from engine.log import configure, log_answer, log_failure
 from api.routes import Routes
 from api.services import Services
 from engine import layout

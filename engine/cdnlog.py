@@ -3,9 +3,12 @@
     line ── Parser.parse ──▶ signal | why it was skipped | None (directive, blank)      or BadLine
     signal ── Batch.add ──▶ coalesced with its like, or one more of at most 500 and 60 KB
 
-Two formats, told apart line by line: W3C extended as CloudFront writes it (the order of the fields comes from
-`#Fields`, which may change within a file), and JSON objects (by a mapping of dotted paths, or, without one, by
-CloudFront's own names). `docs/ingest-log.md` says which part of a request becomes which part of a signal.
+Two formats, told apart line by line: W3C extended as CloudFront writes it (the order of the fields comes
+from `#Fields`, which may change within a file), and JSON objects (by a mapping of dotted paths or, without
+one, by CloudFront's own names). `docs/ingest-log.md` says which part of a request becomes what in a signal.
+
+A request must become the same account, device and content here as at the edge (`api/edge.py`): where the two
+see the same stream, they must not count it twice.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from engine.wire import AT_MAX, ID_MAX, RANKS, SIGNALS_MAX
 Signal = dict[str, str | int | float]
 Skip = Literal["method", "status", "path"]
 
-IDENTITY = ("account", "device", "content", "kind", "session")
+IDENTITY = ("account", "device", "content", "kind", "session", "provider")
 MAPPABLE = (*IDENTITY, "token", "evidence", "time", "method", "status", "path", "query", "cookie")
 PATH = r"^/(?:t/(?P<token>[^/]+)/)?(?P<kind>live|vod)/(?P<content>[^/]+)/"
 MANIFEST = r"\.(m3u8|mpd)$"
@@ -38,11 +41,13 @@ BODY_BYTES = 60_000  # the server refuses 64 KiB; the rest is for what an escape
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"\d{1,20}(?:\.\d{0,20})?")
 _ORIGIN = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
-_CLAIMS = {"account": ("sub",), "device": ("device",), "content": ("content",), "kind": ("kind",), "session": ("sid", "jti")}
-_CACHE = 10_000
-_SIGNATURE_ONLY = {
-    f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")
-}  # fmt: skip
+_CLAIMS = {name: (name,) for name in IDENTITY} | {"account": ("sub",), "session": ("sid", "jti")}
+_CACHE, _TOKEN_MAX = 10_000, 8192
+_SIGNATURE_ONLY = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
+_COLUMNS = (
+    "date", "time", "timestamp", "timestamp(ms)",
+    "cs-method", "sc-status", "cs-uri-stem", "cs-uri-query", "cs(Cookie)",
+)  # fmt: skip
 
 
 class BadLine(PulsegateError):
@@ -56,8 +61,9 @@ class BadLine(PulsegateError):
 class Rules:
     """Which requests count and where a signal's parts are found.
 
-    `query`, `cookies` and `mapping` are name → argument, cookie or dotted path. `ttl_s` (seconds) and `evidence`
-    are sent with every signal if set. `secret` verifies tokens; without it they are read only if `trust_tokens`.
+    `query`, `cookies` and `mapping` are name → argument, cookie or dotted path. `ttl_s` (seconds) and
+    `evidence` are sent with every signal if set. `secret` verifies tokens; without it they are read only if
+    `trust_tokens`.
     """
 
     path: re.Pattern[str] = re.compile(PATH)
@@ -95,7 +101,7 @@ class Parser:
         self._tokens = _Tokens(rules.secret, rules.trust_tokens)
 
     def parse(self, line: str) -> Signal | Skip | None:
-        """A signal, the reason to skip the line, or None for directives and blanks. Raises BadLine, nothing else."""
+        """A signal, the reason to skip the line, or None (directive, blank). Raises BadLine, nothing else."""
         text = line.lstrip("\ufeff").rstrip("\r\n")
         if not text.strip():
             return None
@@ -135,7 +141,7 @@ class Parser:
             raise BadLine("bad_json", "not an object")
         mapping = self.rules.mapping
         if not mapping:
-            return _from_cloudfront({name: _text(value, name) for name, value in record.items()})
+            return _from_cloudfront({name: _text(record.get(name), name) for name in _COLUMNS})
         found = {name: _dig(record, path) for name, path in mapping.items()}
         for name in ("time", "method", "status", "path"):
             if name in mapping and found[name] is None:
@@ -154,21 +160,25 @@ class Parser:
 
     def _signal(self, request: _Request) -> Signal | Skip:
         rules = self.rules
-        match = rules.path.search(request.path) if request.path is not None else None
-        groups = {k: _unquote(v) for k, v in match.groupdict().items() if v} if match else {}
-        arguments = _arguments(request.query, rules.query)
-        named = _cookies(request.cookie, rules.cookies) | arguments | groups | request.named
+        path = _unquote(request.path or "")
+        match = rules.path.search(path)
+        cookies, arguments = _cookies(request.cookie, rules.cookies), _arguments(request.query, rules.query)
+        groups = {name: value for name, value in match.groupdict().items() if value} if match else {}
+        if groups.get("kind") not in ("live", "vod"):
+            groups.pop("kind", None)
+        named = cookies | arguments | groups | request.named
         if request.path is not None and match is None and not (request.named | arguments).get("content"):
             # A poster fetched with the viewer's cookie is no sign of a stream.
             return "path"
         at = parse_time(request.time)
-        token = named.get("token", "")
+        places = (request.named, cookies, arguments, groups)
+        token = next((place["token"] for place in places if place.get("token")), "")
         named |= self._tokens.identity(token)
-        if not named.get("device") and token:
-            named["device"] = "token:" + hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()[:16]
+        if token and not named.get("device"):
+            named["device"] = _device_of(token)
         evidence = rules.evidence or named.get("evidence")
         if not evidence:
-            evidence = "manifest" if rules.manifest.search(request.path or "") else "segment"
+            evidence = "manifest" if rules.manifest.search(path) else "segment"
         return _checked({name: named.get(name, "") for name in IDENTITY}, evidence, at, rules.ttl_s)
 
 
@@ -194,7 +204,9 @@ class _Tokens:
 
     def _claims(self, token: str) -> dict[str, Any]:
         if self._secret is None and not self._trusted:
-            raise BadLine("token_unverified", "give --jwt-secret-file, or --trust-tokens if the CDN verifies tokens")
+            raise BadLine("token_unverified", "give --jwt-secret-file, or --trust-tokens")
+        if len(token) > _TOKEN_MAX:
+            raise BadLine("bad_token", f"longer than {_TOKEN_MAX} characters")
         try:
             if self._secret is None:
                 return jwt.decode(token, options={"verify_signature": False})
@@ -223,10 +235,10 @@ class Entry:
 
 
 class Batch:
-    """Signals for one request. Like ones within `window_ms` are coalesced to the newest: a segment a second adds nothing.
+    """Signals for one request. Like ones within `window_ms` become one: a segment a second adds nothing.
 
-    Windows are fixed slices of the time line, so the result depends neither on the order of lines (CloudFront's are not sorted)
-    nor on where a batch begins. `coalesced` counts since the batch was last taken.
+    Windows are fixed slices of the time line, so the outcome depends neither on the order of the lines
+    (CloudFront's are not sorted) nor on where a batch begins.
     """
 
     def __init__(self, window_ms: int, *, size: int = SIGNALS_MAX, body_bytes: int = BODY_BYTES) -> None:
@@ -235,32 +247,30 @@ class Batch:
         self._body_bytes = body_bytes
         self._entries: dict[object, Entry] = {}
         self._bytes = 2
-        self.coalesced = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, entry: Entry) -> bool:
-        """False if it is full: take it, then add again."""
+    def add(self, entry: Entry) -> Literal["new", "like", "full"]:
+        """`like`: one of the two was coalesced away. `full`: not added; take the batch, then add again."""
         signal = entry.signal
         key = self._key(signal)
         known = self._entries.get(key)
         if known is not None:
-            self.coalesced += 1
-            if signal["at"] > known.signal["at"]:  # type: ignore[operator]
+            if int(signal["at"]) > int(known.signal["at"]):
                 self._entries[key] = entry
-            return True
+            return "like"
         size = len(msgspec.json.encode(signal)) + 1
         if self._entries and (len(self) >= self._size or self._bytes + size > self._body_bytes):
-            return False
+            return "full"
         self._entries[key] = entry
         self._bytes += size
-        return True
+        return "new"
 
     def take(self) -> list[Entry]:
         """Empties the batch. Oldest first: which content a device left and which it went to depends on it."""
         entries = sorted(self._entries.values(), key=lambda entry: entry.signal["at"])
-        self._entries, self._bytes, self.coalesced = {}, 2, 0
+        self._entries, self._bytes = {}, 2
         return entries
 
     def _key(self, signal: Signal) -> object:
@@ -276,7 +286,7 @@ def encode(entries: Iterable[Entry]) -> bytes:
 
 
 def parse_time(value: object) -> int:
-    """ms since the epoch from ISO 8601 (UTC unless it says otherwise), epoch seconds or epoch ms. Raises BadLine."""
+    """ms since the epoch, from ISO 8601 (UTC unless it says), epoch seconds or epoch ms. Raises BadLine."""
     try:
         if isinstance(value, str) and not _NUMBER.fullmatch(value):
             moment = datetime.fromisoformat(value)
@@ -333,7 +343,7 @@ def _from_cloudfront(fields: Mapping[str, str]) -> _Request:
     """By CloudFront's names. Its values are URL-encoded once more than the client sent them."""
 
     def value(name: str) -> str:
-        raw = fields.get(name, "-")
+        raw = fields.get(name) or "-"
         return "" if raw == "-" else _unquote(raw)
 
     for name in ("cs-method", "sc-status", "cs-uri-stem"):
@@ -372,6 +382,11 @@ def _checked(identity: dict[str, str], evidence: str, at: int, ttl_s: float | No
     return signal
 
 
+def _device_of(token: str) -> str:
+    """Where nothing names a device, one token is one device."""
+    return "token:" + hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
 def _status(value: object) -> int:
     text = str(value)
     if not (text.isascii() and text.isdigit() and len(text) == 3):
@@ -398,7 +413,7 @@ def _text(value: object, name: str) -> str:
 
 
 def _unquote(text: str) -> str:
-    # Bytes that are not UTF-8 become surrogates, which no id may contain: never two ids for one, or one for two.
+    # Bytes that are not UTF-8 become surrogates, which no id may contain: two ids never become one.
     return unquote(text, errors="surrogateescape")
 
 

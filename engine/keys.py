@@ -16,8 +16,7 @@ Everything an account owns carries its partition's hash tag, so one script write
 | pg:{api}:outage                  | hash   | began, ended, last (ms)                                     | never, three fields  |       |
 | pg:{api}:revoked                 | zset   | revoked token id (`jti`) → when it may be forgotten (s)     | trimmed on write     |       |
 | pg:layout                        | hash   | partitions, schema: fixed when the deployment is created    | never                |       |
-| pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions, with its fencing token      | 5 s                  |       |
-| pg:{work}:fence                  | string | the counter of fencing tokens                               | never                |       |
+| pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions (RQ's Redis)                 | 5 s                  |       |
 
 A slot is a small number within its account; the record names the device that holds it. An account that has
 a record or a lease always has a deadline, so none of the first three can be forgotten and none needs an expiry.
@@ -71,7 +70,6 @@ class Keys:
         self.outage = f"{prefix}:{{api}}:outage"
         self.revoked = f"{prefix}:{{api}}:revoked"
         self.layout = f"{prefix}:layout"
-        self.fence = f"{prefix}:{{work}}:fence"
 
     def account(self, account: str) -> AccountKeys:
         return AccountKeys(self._bases[partition_of(account, self.partitions)], account)

@@ -91,7 +91,6 @@ class Settings:
 
     # when Redis is away
     redis_timeout_ms: int = _f(200, "a decision waits this long for Redis, then fails open", low=10, high=10_000)
-    breaker_failures: int = _f(5, "failures in a row that open the breaker", low=1)
     breaker_retry_ms: int = _f(500, "an open breaker tries again after", low=10)
     gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=1000)
 
@@ -99,7 +98,7 @@ class Settings:
     outbox_high: int = _f(2_000, "events in a partition's outbox above which plain heartbeats are thinned", low=10)
     outbox_max: int = _f(10_000, "events a partition's outbox may hold, about", low=100)
     worker_processes: int = _f(1, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
-    sweep_groups: int = _f(2, "tenures over which the partitions are shared", low=1, high=64)
+    sweep_groups: int = _f(1, "tenures over which the partitions are shared; at most as many as worker processes", low=1, high=64)
     tenure_s: float = _f(20.0, "seconds a tenure lasts before it hands over", low=1)
 
     @classmethod

@@ -58,7 +58,7 @@ class Heartbeat(Struct):
     provider: Id = ""
     title: Annotated[str, Meta(max_length=512)] = ""
     rate: Annotated[float, Meta(ge=0, le=16)] = 1.0
-    quality: Raw | None = None
+    quality: Raw = Raw(b"null")
     events: Annotated[list[Raw], Meta(max_length=EVENTS_MAX)] | None = None
 
 

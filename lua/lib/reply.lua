@@ -18,7 +18,11 @@ local function allow(r, duplicate, leaving)
   return {0, r.expires, r.seq, duplicate, #ended > 0 and cjson.encode({ended = ended}) or ''}
 end
 
+-- One who was removed while silent, or by its own device's newer session, learns that and by whom.
 local function refuse(me, verdict, duplicate)
+  if me and verdict.reason == 'limit_reached' and (me.reason == 'displaced' or me.reason == 'superseded') then
+    verdict.reason, verdict.by = me.reason, me.by
+  end
   local conflicts = {}
   for i, r in ipairs(verdict.conflicts) do conflicts[i] = describe(r) end
   return {1, 0, me and me.status ~= 'b' and me.seq or -1, duplicate, cjson.encode({reason = verdict.reason, rule = verdict.rule,

@@ -1,0 +1,126 @@
+"""The `pulsegate` command. `run` starts everything; the other commands are its parts, for production."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from engine import deployment, ingest_log
+from engine.errors import PulsegateError
+from engine.settings import Settings
+from engine.tokens import SCOPES, issue
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0 done, 1 failed, 2 wrong use."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.do(args) or 0)
+    except PulsegateError as error:
+        print(f"pulsegate: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pulsegate", description="A session engine for media streaming.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = commands.add_parser("run", help="everything in one command")
+    run.add_argument("--host")
+    run.add_argument("--port", type=int)
+    run.add_argument("--data", type=Path, default=Path(".pulsegate"), help="directory for data and secret")
+    run.add_argument("--redis-url", help="an existing Redis ≥ 7 or Valkey, single node or cluster")
+    run.add_argument("--processes", type=int, help="API processes")
+    run.set_defaults(do=_run)
+
+    api = commands.add_parser("api", help="API processes")
+    api.add_argument("--host")
+    api.add_argument("--port", type=int)
+    api.add_argument("--processes", type=int)
+    api.set_defaults(do=_api)
+
+    worker = commands.add_parser("worker", help="RQ workers")
+    worker.add_argument("--processes", type=int, dest="worker_processes")
+    worker.set_defaults(do=lambda args: deployment.workers(_settings(worker_processes=args.worker_processes)))
+
+    scheduler = commands.add_parser("scheduler", help="queues tenures where nobody works")
+    scheduler.set_defaults(do=lambda args: deployment.scheduler(_settings()))
+
+    token = commands.add_parser("token", help="prints a token")
+    token.add_argument("--account")
+    token.add_argument("--plan")
+    token.add_argument("--max-streams", type=int)
+    token.add_argument("--device")
+    token.add_argument("--session", dest="sid", help="the session the token is for (sid)")
+    token.add_argument("--content")
+    token.add_argument("--ttl", default="1h", help="90s, 15m, 1h, 7d")
+    token.add_argument("--service", action="store_true", help="a service token instead of a player's")
+    token.add_argument("--scope", default="signals,read,admin")
+    token.add_argument("--data", type=Path, default=Path(".pulsegate"), help="directory whose secret signs it")
+    token.set_defaults(do=_token)
+
+    config = commands.add_parser("config", help="lists all settings")
+    config.set_defaults(do=_config)
+
+    logs = commands.add_parser("ingest-log", help="turns CDN access logs into signals")
+    ingest_log.add_arguments(logs)
+    logs.set_defaults(do=ingest_log.run)
+    return parser
+
+
+def _settings(**overrides: object) -> Settings:
+    return Settings.from_env(os.environ, **overrides)
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = _settings(host=args.host, port=args.port, redis_url=args.redis_url, processes=args.processes)
+    return deployment.run(settings, args.data)
+
+
+def _api(args: argparse.Namespace) -> int:
+    return deployment.api(_settings(host=args.host, port=args.port, processes=args.processes))
+
+
+def _token(args: argparse.Namespace) -> int:
+    settings = _settings()
+    if not settings.jwt_secret:
+        settings = replace(settings, jwt_secret=deployment.read_secret(args.data))
+    if args.service == bool(args.account):
+        print("pulsegate token: give either --account or --service", file=sys.stderr)
+        return 2
+    if args.service:
+        scopes = args.scope.replace(",", " ").split()
+        if unknown := set(scopes) - SCOPES:
+            print(f"pulsegate token: unknown scope {', '.join(sorted(unknown))}", file=sys.stderr)
+            return 2
+        claims: dict[str, object] = {"scope": " ".join(scopes)}
+    else:
+        claims = {
+            "sub": args.account, "plan": args.plan, "max_streams": args.max_streams, "device": args.device,
+            "sid": args.sid, "content": args.content,
+        }  # fmt: skip
+    print(issue(settings.jwt_secret, claims, _seconds(args.ttl), settings=settings))
+    return 0
+
+
+def _seconds(text: str) -> int:
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in units else (text, "s")
+    if not number.isdigit() or int(number) == 0:
+        raise PulsegateError(f"--ttl {text!r}: write 90s, 15m, 1h or 7d")
+    return int(number) * units[unit]
+
+
+def _config(args: argparse.Namespace) -> int:
+    for name, value, help_ in _settings().describe():
+        print(f"{name}={value}\n    {help_}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

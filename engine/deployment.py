@@ -1,0 +1,251 @@
+"""Processes: the API servers, the workers, and `pulsegate run`, which is all of them with a server of its own.
+
+Each part is a child process in a session of its own, so Ctrl-C reaches the supervisor only and the parts stop in
+order: API first (it signs off while Redis is still there), then workers, Redis last. A part that dies is started anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from engine.embedded import DURABLE, Server
+from engine.errors import ConfigError
+from engine.plans import PlanFile
+from engine.settings import Settings
+from engine.tokens import issue
+
+_READY_S = 60.0
+_STOP_S = 20.0
+_RESTART_S = 1.0
+
+
+def api(settings: Settings) -> int:
+    """Serves the API in this process, or under uvicorn's supervisor if there are several. Returns when stopped."""
+    import uvicorn
+
+    with _metrics_dir(settings) as settings:
+        os.environ.update(settings.to_env())
+        uvicorn.run(
+            "api.app:create", factory=True, host=settings.host, port=settings.port, workers=settings.processes, access_log=False,
+            log_config=None, server_header=False, date_header=False, proxy_headers=False, timeout_graceful_shutdown=10,
+            loop="uvloop", http="httptools", ws="none", backlog=4096,
+        )  # fmt: skip
+    return 0
+
+
+@contextlib.contextmanager
+def _metrics_dir(settings: Settings) -> Iterator[Settings]:
+    """Several processes share their metrics through files; prometheus-client wants to know before it is imported."""
+    if settings.processes == 1 or settings.metrics_dir:
+        if settings.metrics_dir:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = settings.metrics_dir
+        yield settings
+        return
+    directory = tempfile.mkdtemp(prefix="pulsegate-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    try:
+        yield replace(settings, metrics_dir=directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def workers(settings: Settings) -> int:
+    """Runs RQ workers as child processes until told to stop."""
+    parts = [Part(f"worker-{n}", ["-m", "workers", "worker"], settings) for n in range(settings.worker_processes)]
+    return Supervisor(parts).run()
+
+
+def scheduler(settings: Settings) -> int:
+    return Supervisor([Part("scheduler", ["-m", "workers", "scheduler"], settings)]).run()
+
+
+def run(settings: Settings, data: Path) -> int:
+    """Everything: an embedded server unless one is named, API, workers, scheduler."""
+    PlanFile(Path(settings.plans_file))
+    _check_port(settings)
+    data.mkdir(parents=True, exist_ok=True)
+    with _locked(data):
+        settings = replace(
+            settings,
+            jwt_secret=settings.jwt_secret or ("" if settings.jwks_url else _ensure_secret(data)),
+            spool_dir=settings.spool_dir or str(data.resolve() / "spool"),
+        )
+        servers: list[Server] = []
+        if not settings.redis_url:
+            servers.append(Server(data / "redis", DURABLE))
+            settings = replace(settings, redis_url=servers[0].url)
+        elif not settings.rq_url and _is_cluster(settings.redis_url):
+            servers.append(Server(data / "queues", DURABLE))
+            settings = replace(settings, rq_url=servers[0].url)
+        for server in servers:
+            server.start()
+        parts = [
+            Part("api", ["-m", "engine.cli", "api"], settings),
+            *(Part(f"worker-{n}", ["-m", "workers", "worker"], settings) for n in range(settings.worker_processes)),
+            Part("scheduler", ["-m", "workers", "scheduler"], settings),
+        ]
+        try:
+            return Supervisor(parts, servers, lambda: _announce_ready(settings)).run()
+        finally:
+            for server in servers:
+                server.stop()
+
+
+def _is_cluster(url: str) -> bool:
+    try:
+        with Redis.from_url(url, socket_timeout=5) as client:
+            return bool(client.info("cluster").get("cluster_enabled"))
+    except RedisError as error:
+        raise ConfigError(f"--redis-url {url}: {error}", field="PULSEGATE_REDIS_URL") from None
+
+
+def _check_port(settings: Settings) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}", field="PULSEGATE_PORT") from None
+
+
+@contextlib.contextmanager
+def _locked(data: Path) -> Iterator[None]:
+    with (data / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{data} is in use by another `pulsegate run`") from None
+        yield
+
+
+def _ensure_secret(data: Path) -> str:
+    path = data / "secret"
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48) + "\n")
+    return read_secret(data)
+
+
+def read_secret(data: Path) -> str:
+    """The secret of `pulsegate run --data`. Raises ConfigError if there is none yet."""
+    try:
+        return (data / "secret").read_text(encoding="utf-8").strip()
+    except OSError:
+        raise ConfigError(f"no secret in {data}: start `pulsegate run` once, or set PULSEGATE_JWT_SECRET(_FILE)") from None
+
+
+def _announce_ready(settings: Settings) -> None:
+    base = f"http://{settings.host}:{settings.port}"
+    print(f"ready {base}", flush=True)
+    if settings.jwt_secret:
+        token = issue(settings.jwt_secret, {"sub": "demo", "max_streams": 1}, 86_400, settings=settings)
+        beat = {"session": "tv-1", "device": "living-room", "content": "film-1", "kind": "vod", "position": 0, "state": "playing", "seq": 0}
+        print(
+            f"\nTry it; then again with another session and device, and be refused:\n\n"
+            f"curl -s {base}/v1/heartbeats -H 'Authorization: Bearer {token}' -d '{json.dumps(beat)}'\n",
+            flush=True,
+        )
+
+
+class Part:
+    """One child process, started anew when it dies."""
+
+    def __init__(self, name: str, command: list[str], settings: Settings) -> None:
+        self.name = name
+        self._command = [sys.executable, *command]
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._died_at = float("-inf")
+
+    def start(self) -> None:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGATE_")} | self._settings.to_env()
+        self._process = subprocess.Popen(self._command, env=env, start_new_session=True)
+
+    def failed(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+    def watch(self) -> None:
+        """Starts the part anew a second after it died."""
+        if self.failed() and time.monotonic() - self._died_at > _RESTART_S:
+            assert self._process is not None
+            print(f"pulsegate: {self.name} ended with {self._process.returncode}; starting it anew", file=sys.stderr, flush=True)
+            self._died_at = time.monotonic()
+            self.start()
+
+    def stop(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+class Supervisor:
+    """Starts parts, keeps them (and the embedded servers) running, and stops them in order on SIGTERM or SIGINT."""
+
+    def __init__(self, parts: list[Part], servers: list[Server] | None = None, on_ready: object = None) -> None:
+        self._parts = parts
+        self._servers = servers or []
+        self._on_ready = on_ready
+        self._stop = threading.Event()
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        try:
+            for part in self._parts:
+                part.start()
+            if callable(self._on_ready) and not self._await_ready():
+                return 1
+            while not self._stop.wait(0.2):
+                for server in self._servers:
+                    if not server.running:
+                        print("pulsegate: the embedded server ended; starting it anew", file=sys.stderr, flush=True)
+                        server.start()
+                for part in self._parts:
+                    part.watch()
+            return 0
+        finally:
+            for part in self._parts:
+                part.stop()
+
+    def _await_ready(self) -> bool:
+        """Waits until the API answers /readyz; False if it died or took too long."""
+        settings = self._parts[0]._settings
+        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+        deadline = time.monotonic() + _READY_S
+        while time.monotonic() < deadline and not self._parts[0].failed():
+            if self._stop.is_set():
+                return True
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{host}:{settings.port}/readyz", timeout=2):
+                assert callable(self._on_ready)
+                self._on_ready()
+                return True
+            self._stop.wait(0.05)
+        if not self._stop.is_set():
+            print("pulsegate: the API did not become ready", file=sys.stderr)
+        return False
