@@ -23,13 +23,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import heartbeats
 from api.heartbeats import Heartbeats
 from api.http import Cors, error_answer, request_id
-from engine.log import configure, log_answer, log_failure
 from api.routes import Routes
 from api.services import Services
 from engine import layout
 from engine.decisions import Decisions
 from engine.errors import NotFound, PulsegateError
 from engine.keys import Keys
+from engine.log import configure, log_answer, log_failure
 from engine.metrics import Metrics
 from engine.outages import Announcer, Outage, cancel, every
 from engine.plans import PlanFile
@@ -102,7 +102,9 @@ class App:
         keys, outage = Keys(settings.prefix, settings.partitions), Outage()
         client: Any = await connect(settings.redis_url)
         await layout.ensure(client, keys)
-        router = Router(settings.redis_url, client, timeout_ms=settings.redis_timeout_ms, retry_ms=settings.breaker_retry_ms)
+        router = Router(
+            settings.redis_url, client, timeout_ms=settings.redis_timeout_ms, retry_ms=settings.breaker_retry_ms
+        )
         await router.open()
         tokens = Tokens(settings)
         await tokens.refresh_keys()

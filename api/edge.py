@@ -102,7 +102,11 @@ def _device_of(token: str) -> str:
 
 
 def _refusal(status: int, reason: str | None, rule: str | None = None, retry_at: int | None = None) -> Response:
-    headers = {"X-Pulsegate-Reason": reason or "", "X-Pulsegate-Rule": rule or "", "X-Pulsegate-Retry-At": str(retry_at or "")}
+    headers = {
+        "X-Pulsegate-Reason": reason or "",
+        "X-Pulsegate-Rule": rule or "",
+        "X-Pulsegate-Retry-At": str(retry_at or ""),
+    }
     return Response(status_code=status, headers={name: value for name, value in headers.items() if value})
 
 

@@ -8,9 +8,9 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from api.http import JSON, bearer, error_answer, read_body, request_id
-from engine.log import log_failure
 from api.services import Services
 from engine.errors import PulsegateError
+from engine.log import log_failure
 from engine.wire import decode_events, decode_heartbeat
 
 ROUTE = "/v1/heartbeats"

@@ -26,8 +26,6 @@ _signals = msgspec.json.Decoder(list[msgspec.Raw])
 _revocation = msgspec.json.Decoder(Revocation)
 
 
-
-
 def _identifier(name: str, value: str | None, *, required: bool = True) -> str:
     if not value:
         if required:
@@ -67,7 +65,9 @@ class Routes:
 
     def _verified(self, request: Request) -> Claims:
         authorization = request.headers.get("authorization")
-        return self._services.tokens.verify(bearer(authorization.encode("latin-1") if authorization is not None else None))
+        return self._services.tokens.verify(
+            bearer(authorization.encode("latin-1") if authorization is not None else None)
+        )
 
     # players
 
@@ -78,7 +78,9 @@ class Routes:
         kind = query.get("kind", "")
         if kind not in ("", "live", "vod"):
             raise BadRequest("kind must be live or vod", field="kind")
-        attributes = {name: _identifier(name, query.get(name), required=False) for name in ("profile", "device_type", "provider")}
+        attributes = {
+            name: _identifier(name, query.get(name), required=False) for name in ("profile", "device_type", "provider")
+        }
         session, device = (_identifier(name, query.get(name), required=False) for name in ("session", "device"))
         content = _identifier("content", query.get("content"))
         return json_response(await self._services.decisions.check(claims, session, device, content, kind, attributes))
@@ -88,7 +90,9 @@ class Routes:
         body = await self._body(request)
         stop = decode(_stop, body) if body.strip() else Stop()
         check_printable(stop)
-        claims = self._services.tokens.verify(token_of(request, stop.token), grace_s=self._services.settings.token_grace_s)
+        claims = self._services.tokens.verify(
+            token_of(request, stop.token), grace_s=self._services.settings.token_grace_s
+        )
         if not claims.account:
             claims.require("admin")
         await self._services.decisions.stop(claims, session, stop)

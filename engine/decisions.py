@@ -14,7 +14,7 @@ import orjson
 
 from engine import scripts
 from engine.errors import BadRequest, Conflict, Forbidden, NotFound, Overloaded, Unavailable
-from engine.keys import AccountKeys, Keys
+from engine.keys import Keys
 from engine.metrics import Metrics
 from engine.outages import Outage
 from engine.plans import Matched, PlanFile
@@ -61,12 +61,18 @@ class Decisions:
 
     # the calls
 
-    async def heartbeat(self, claims: Claims, beat: Heartbeat, body: bytes, events: list[tuple[str, bytes]], at: Arg = "") -> Decision:
+    async def heartbeat(
+        self, claims: Claims, beat: Heartbeat, body: bytes, events: list[tuple[str, bytes]], at: Arg = ""
+    ) -> Decision:
         """A player's heartbeat. `body` is its JSON as it came; `at` (ms) is when it arrived, if it was spooled."""
         account = claims.account
         device = self._device(claims, beat.device)
         self._check_profile(claims, beat.profile)
-        kind, provider, device_type = claims.kind or beat.kind, claims.provider or beat.provider, claims.device_type or beat.device_type
+        kind, provider, device_type = (
+            claims.kind or beat.kind,
+            claims.provider or beat.provider,
+            claims.device_type or beat.device_type,
+        )
         matched = self._match(claims, kind, provider, device_type, beat.content)
         k = self._keys.account(account)
         stretch = self._stretch()
@@ -86,21 +92,27 @@ class Decisions:
             b"" if self._outage.thinned(k.base) else common + body + b"}", *extra,
         )  # fmt: skip
         try:
-            reply = await self._run(self._heartbeat, (k.sessions, k.deadlines, k.outbox, *map(k.lease, matched.names)), args)
+            reply = await self._run(
+                self._heartbeat, (k.sessions, k.deadlines, k.outbox, *map(k.lease, matched.names)), args
+            )
         except Unavailable:
             if at == "":
                 self._spool.put(claims, body)
             return self._degraded(beat.session, claims, interval)
         return self._decision(beat.session, claims, reply, interval)
 
-    async def check(self, claims: Claims, session: str, device: str, content: str, kind: str, attributes: dict[str, str]) -> Decision:
+    async def check(
+        self, claims: Claims, session: str, device: str, content: str, kind: str, attributes: dict[str, str]
+    ) -> Decision:
         """What a heartbeat would be answered now; reads only."""
         device = self._device(claims, device)
         ident, matched = self._ident(claims, device, content, kind, attributes)
         k = self._keys.account(claims.account)
         args = (*self._common(claims.account), session, ident, matched.policy)
         try:
-            reply = await self._run(self._check, (k.sessions, k.deadlines, k.outbox, *map(k.lease, matched.names)), args)
+            reply = await self._run(
+                self._check, (k.sessions, k.deadlines, k.outbox, *map(k.lease, matched.names)), args
+            )
         except Unavailable:
             return self._degraded(session, claims, self._settings.interval_ms)
         return self._decision(session, claims, reply, self._settings.interval_ms)
@@ -109,8 +121,16 @@ class Decisions:
         """Ends the session's view and frees its slots; whether there was one. Raises Unavailable."""
         account = claims.account_or(stop.account)
         k = self._keys.account(account)
-        args = (*self._common(account), session, "" if stop.seq is None else stop.seq, stop.request_id, self._settings.request_ttl_ms)
-        reply = await self._run(self._stop, (k.sessions, k.deadlines, k.outbox, k.request(f"stop:{stop.request_id}")), args)
+        args = (
+            *self._common(account),
+            session,
+            "" if stop.seq is None else stop.seq,
+            stop.request_id,
+            self._settings.request_ttl_ms,
+        )
+        reply = await self._run(
+            self._stop, (k.sessions, k.deadlines, k.outbox, k.request(f"stop:{stop.request_id}")), args
+        )
         return bool(reply[0])
 
     async def takeover(self, claims: Claims, session: str, ask: Takeover) -> Decision:
@@ -149,7 +169,13 @@ class Decisions:
             "" if signal.at is None else signal.at, matched.policy, self._settings.unmatched,
             b"" if self._outage.thinned(k.base) else body, signal.request_id, self._settings.request_ttl_ms,
         )  # fmt: skip
-        keys = (k.sessions, k.deadlines, k.outbox, k.request(f"signal:{signal.request_id}"), *map(k.lease, matched.names))
+        keys = (
+            k.sessions,
+            k.deadlines,
+            k.outbox,
+            k.request(f"signal:{signal.request_id}"),
+            *map(k.lease, matched.names),
+        )
         try:
             reply = await self._run(self._signal, keys, args)
         except Unavailable:
@@ -208,7 +234,9 @@ class Decisions:
             self._metrics.unstated.labels(attribute).inc()
         return matched
 
-    def _ident(self, claims: Claims, device: str, content: str, kind: str, attributes: dict[str, str]) -> tuple[str, Matched]:
+    def _ident(
+        self, claims: Claims, device: str, content: str, kind: str, attributes: dict[str, str]
+    ) -> tuple[str, Matched]:
         kind, profile = claims.kind or kind, attributes.get("profile", "")
         provider = claims.provider or attributes.get("provider", "")
         device_type = claims.device_type or attributes.get("device_type", "")
@@ -218,9 +246,15 @@ class Decisions:
     async def _takeover_stream(self, claims: Claims, account: str, session: str, ask: Takeover) -> tuple[str, Matched]:
         """Who asks: as the body says, else as the session was last refused or seen."""
         seen = {} if ask.content else await self._remembered(account, session)
-        device, content, kind = ask.device or seen.get("device", ""), ask.content or seen.get("content", ""), ask.kind or seen.get("kind", "")
+        device, content, kind = (
+            ask.device or seen.get("device", ""),
+            ask.content or seen.get("content", ""),
+            ask.kind or seen.get("kind", ""),
+        )
         if not content or not (device or claims.device):
-            raise Conflict("the session was never seen: name device, content and kind", code="unknown_session", field="session")
+            raise Conflict(
+                "the session was never seen: name device, content and kind", code="unknown_session", field="session"
+            )
         attributes = {
             "provider": ask.provider or seen.get("provider", ""), "device_type": ask.device_type or seen.get("device_type", ""),
             "profile": ask.profile or seen.get("profile", ""),
@@ -242,7 +276,9 @@ class Decisions:
         allowed = code == ALLOW
         said: dict[str, Any] = orjson.loads(detail) if detail else {}
         rule = said.get("rule") or None
-        self._metrics.decided("allow" if allowed else "block", said.get("reason") or "", rule or "", said.get("ended", ()))
+        self._metrics.decided(
+            "allow" if allowed else "block", said.get("reason") or "", rule or "", said.get("ended", ())
+        )
         return {
             "decision": "allow" if allowed else "block",
             "session": session,

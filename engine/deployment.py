@@ -124,7 +124,9 @@ def _check_port(settings: Settings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}", field="PULSEGATE_PORT") from None
+            raise ConfigError(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}", field="PULSEGATE_PORT"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -151,7 +153,9 @@ def read_secret(data: Path) -> str:
     try:
         return (data / "secret").read_text(encoding="utf-8").strip()
     except OSError:
-        raise ConfigError(f"no secret in {data}: start `pulsegate run` once, or set PULSEGATE_JWT_SECRET(_FILE)") from None
+        raise ConfigError(
+            f"no secret in {data}: start `pulsegate run` once, or set PULSEGATE_JWT_SECRET(_FILE)"
+        ) from None
 
 
 def _announce_ready(settings: Settings) -> None:
@@ -159,7 +163,15 @@ def _announce_ready(settings: Settings) -> None:
     print(f"ready {base}", flush=True)
     if settings.jwt_secret:
         token = issue(settings.jwt_secret, {"sub": "demo", "max_streams": 1}, 86_400, settings=settings)
-        beat = {"session": "tv-1", "device": "living-room", "content": "film-1", "kind": "vod", "position": 0, "state": "playing", "seq": 0}
+        beat = {
+            "session": "tv-1",
+            "device": "living-room",
+            "content": "film-1",
+            "kind": "vod",
+            "position": 0,
+            "state": "playing",
+            "seq": 0,
+        }
         print(
             f"\nTry it; then again with another session and device, and be refused:\n\n"
             f"curl -s {base}/v1/heartbeats -H 'Authorization: Bearer {token}' -d '{json.dumps(beat)}'\n",
@@ -188,7 +200,11 @@ class Part:
         """Starts the part anew a second after it died."""
         if self.failed() and time.monotonic() - self._died_at > _RESTART_S:
             assert self._process is not None
-            print(f"pulsegate: {self.name} ended with {self._process.returncode}; starting it anew", file=sys.stderr, flush=True)
+            print(
+                f"pulsegate: {self.name} ended with {self._process.returncode}; starting it anew",
+                file=sys.stderr,
+                flush=True,
+            )
             self._died_at = time.monotonic()
             self.start()
 
@@ -241,7 +257,10 @@ class Supervisor:
         while time.monotonic() < deadline and not self._parts[0].failed():
             if self._stop.is_set():
                 return True
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{host}:{settings.port}/readyz", timeout=2):
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://{host}:{settings.port}/readyz", timeout=2),
+            ):
                 assert callable(self._on_ready)
                 self._on_ready()
                 return True

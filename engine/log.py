@@ -44,10 +44,16 @@ def log_failure(route: str, status: int, request_id: str, answer: bytes) -> None
     """A refused or failed request. Client errors are many and expected: debug; ours are errors."""
     level = logging.ERROR if status >= 500 else logging.DEBUG
     if _requests.isEnabledFor(level):
-        _requests.log(level, "request", extra={"route": route, "status": status, "request_id": request_id, "answer": answer.decode()})
+        _requests.log(
+            level,
+            "request",
+            extra={"route": route, "status": status, "request_id": request_id, "answer": answer.decode()},
+        )
 
 
 def log_answer(route: str, method: str, status: int, request_id: str, seconds: float) -> None:
     if _requests.isEnabledFor(logging.DEBUG):
         ms = round(seconds * 1000, 2)
-        _requests.debug("request", extra={"route": route, "method": method, "status": status, "request_id": request_id, "ms": ms})
+        _requests.debug(
+            "request", extra={"route": route, "method": method, "status": status, "request_id": request_id, "ms": ms}
+        )

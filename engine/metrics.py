@@ -26,20 +26,53 @@ class Metrics:
     def __init__(self, multiprocess_dir: str = "") -> None:
         self._dir = multiprocess_dir
         self.registry = r = CollectorRegistry()
-        self.decisions = PromCounter("pulsegate_decisions", "Decisions by outcome, reason and rule.", ["outcome", "reason", "rule"], registry=r)
-        self.ended = PromCounter("pulsegate_removed_streams", "Streams ended so that another may start, by reason.", ["reason"], registry=r)
-        self.unstated = PromCounter("pulsegate_unstated_attributes", "Streams that left an attribute out which a rule selects on.", ["attribute"], registry=r)
-        self.requests = PromCounter("pulsegate_requests", "Answers by route and status.", ["route", "status"], registry=r)
-        self.duration = Histogram("pulsegate_request_seconds", "Time to answer, by route.", ["route"], buckets=LATENCY_BUCKETS_S, registry=r)
-        self.redis_duration = Histogram("pulsegate_redis_seconds", "Time of a script call as the API sees it.", buckets=LATENCY_BUCKETS_S, registry=r)
+        self.decisions = PromCounter(
+            "pulsegate_decisions", "Decisions by outcome, reason and rule.", ["outcome", "reason", "rule"], registry=r
+        )
+        self.ended = PromCounter(
+            "pulsegate_removed_streams", "Streams ended so that another may start, by reason.", ["reason"], registry=r
+        )
+        self.unstated = PromCounter(
+            "pulsegate_unstated_attributes",
+            "Streams that left an attribute out which a rule selects on.",
+            ["attribute"],
+            registry=r,
+        )
+        self.requests = PromCounter(
+            "pulsegate_requests", "Answers by route and status.", ["route", "status"], registry=r
+        )
+        self.duration = Histogram(
+            "pulsegate_request_seconds", "Time to answer, by route.", ["route"], buckets=LATENCY_BUCKETS_S, registry=r
+        )
+        self.redis_duration = Histogram(
+            "pulsegate_redis_seconds",
+            "Time of a script call as the API sees it.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=r,
+        )
         self.overloaded = PromCounter("pulsegate_overloaded", "Requests answered 429.", registry=r)
         self.degraded = PromCounter("pulsegate_degraded", "Answers given without Redis.", registry=r)
-        self.spooled = PromCounter("pulsegate_spooled_heartbeats", "Heartbeats kept while Redis was away, by fate.", ["fate"], registry=r)
-        self.redis_up = Gauge("pulsegate_redis_up", "1 if every session Redis node answers.", registry=r, multiprocess_mode="min")
-        self.leases = Gauge("pulsegate_leases", "Leases held, by rule.", ["rule"], registry=r, multiprocess_mode="mostrecent")
-        self.outbox = Gauge("pulsegate_outbox_events", "Events waiting in all outboxes.", registry=r, multiprocess_mode="mostrecent")
-        self.thinned = Gauge("pulsegate_thinned_partitions", "Partitions whose plain heartbeats are thinned.", registry=r, multiprocess_mode="mostrecent")
-        self.plans_broken = Gauge("pulsegate_plans_broken", "1 while the plans file cannot be read.", registry=r, multiprocess_mode="max")
+        self.spooled = PromCounter(
+            "pulsegate_spooled_heartbeats", "Heartbeats kept while Redis was away, by fate.", ["fate"], registry=r
+        )
+        self.redis_up = Gauge(
+            "pulsegate_redis_up", "1 if every session Redis node answers.", registry=r, multiprocess_mode="min"
+        )
+        self.leases = Gauge(
+            "pulsegate_leases", "Leases held, by rule.", ["rule"], registry=r, multiprocess_mode="mostrecent"
+        )
+        self.outbox = Gauge(
+            "pulsegate_outbox_events", "Events waiting in all outboxes.", registry=r, multiprocess_mode="mostrecent"
+        )
+        self.thinned = Gauge(
+            "pulsegate_thinned_partitions",
+            "Partitions whose plain heartbeats are thinned.",
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.plans_broken = Gauge(
+            "pulsegate_plans_broken", "1 while the plans file cannot be read.", registry=r, multiprocess_mode="max"
+        )
         self._decided: Counter[tuple[str, str, str]] = Counter()
         self._routes: dict[str, _Local] = {}
         self._redis = _Local()

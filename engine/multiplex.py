@@ -52,7 +52,9 @@ class Address:
 class Connection(asyncio.Protocol):
     """One multiplexed connection that keeps itself open. `run` never waits for a connection: it fails at once."""
 
-    def __init__(self, address: Address, *, timeout_ms: int, retry_ms: int, on_up: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, address: Address, *, timeout_ms: int, retry_ms: int, on_up: Callable[[], None] = lambda: None
+    ) -> None:
         self.address = address
         self.up = False
         self.failures = 0

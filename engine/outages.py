@@ -61,7 +61,14 @@ class Announcer:
         reply = await self._executor.run(
             self._script,
             (self._keys.processes, self._keys.outage),
-            (self._now(), self.name, elapsed, 1 if leaving else 0, self._settings.gone_after_ms, self._settings.lifetime_ms),
+            (
+                self._now(),
+                self.name,
+                elapsed,
+                1 if leaving else 0,
+                self._settings.gone_after_ms,
+                self._settings.lifetime_ms,
+            ),
         )
         self._last = moment
         self._outage.began, self._outage.ended, self._outage.processes = (int(value) for value in reply[:3])

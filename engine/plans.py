@@ -96,7 +96,11 @@ class Plan:
             if all(rule.selects for rule in self.rules):
                 rules.insert(0, Rule("streams", max_streams))
         names = tuple(rule.name for rule in rules)
-        parts = [self.at_limit, "1" if self.require_evidence else "0", *(f"{r.name}:{r.unit[0]}:{r.limit}" for r in rules)]
+        parts = [
+            self.at_limit,
+            "1" if self.require_evidence else "0",
+            *(f"{r.name}:{r.unit[0]}:{r.limit}" for r in rules),
+        ]
         unstated = tuple(a for a in SELECTORS if not attributes[a] and self._selects(a))
         return Matched(names, ",".join(names), "\t".join(parts), unstated)
 

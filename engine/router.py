@@ -26,7 +26,18 @@ from engine.scripts import Arg, Script
 log = logging.getLogger(__name__)
 
 REDIRECTS_MAX = 5
-_STATE_ERRORS = ("CLUSTERDOWN", "LOADING", "READONLY", "OOM", "MASTERDOWN", "MISCONF", "BUSY", "NOREPLICAS", "TRYAGAIN", "NOAUTH")
+_STATE_ERRORS = (
+    "CLUSTERDOWN",
+    "LOADING",
+    "READONLY",
+    "OOM",
+    "MASTERDOWN",
+    "MISCONF",
+    "BUSY",
+    "NOREPLICAS",
+    "TRYAGAIN",
+    "NOAUTH",
+)
 
 Client = Redis | RedisCluster
 

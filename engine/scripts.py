@@ -34,7 +34,10 @@ class Script:
 
     def check(self, keys: int, args: int) -> None:
         """Raises TypeError if a call does not fit the header."""
-        for what, given, wanted, is_open in (("keys", keys, self.keys, self.open_keys), ("arguments", args, self.args, self.open_args)):
+        for what, given, wanted, is_open in (
+            ("keys", keys, self.keys, self.open_keys),
+            ("arguments", args, self.args, self.open_args),
+        ):
             if given != wanted and not (is_open and given >= wanted - 1):
                 raise TypeError(f"{self.name}.lua takes {wanted}{' or more' if is_open else ''} {what}, not {given}")
 

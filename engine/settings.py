@@ -16,8 +16,18 @@ from typing import Any
 from engine.errors import ConfigError
 
 
-def _f(default: Any, help: str, *, low: float | None = None, high: float | None = None, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "secret": secret, "choices": choices})
+def _f(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    secret: bool = False,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    return field(
+        default=default, metadata={"help": help, "low": low, "high": high, "secret": secret, "choices": choices}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +35,9 @@ class Settings:
     """All settings with their defaults; `pulsegate config` lists them."""
 
     # where things are
-    redis_url: str = _f("", "session Redis (redis://, rediss://, unix://); a cluster is recognised by itself; empty: embedded")
+    redis_url: str = _f(
+        "", "session Redis (redis://, rediss://, unix://); a cluster is recognised by itself; empty: embedded"
+    )
     rq_url: str = _f("", "Redis for RQ's queues, never a cluster; empty: the session Redis, if that is no cluster")
     prefix: str = _f("pg", "prefix of every key")
     partitions: int = _f(256, "partitions; fixed when the deployment is created", low=1, high=4096)
@@ -55,7 +67,9 @@ class Settings:
     reopen_ms: int = _f(1_800_000, "a heartbeat after a time-out reopens the view within", low=0)
     guard_ms: int = _f(60_000, "a removed device may not turn on its remover for", low=0)
     left_ms: int = _f(60_000, "evidence for content the device has left belongs to the ended view for", low=0)
-    unproven_ms: int = _f(120_000, "a playing session whose backend evidence stopped this long ago is unproven", low=1000)
+    unproven_ms: int = _f(
+        120_000, "a playing session whose backend evidence stopped this long ago is unproven", low=1000
+    )
     supersede_burst: int = _f(60, "sessions a device may start in place of its own in a burst", low=1)
     supersede_refill_ms: int = _f(20_000, "one more of them every", low=1)
     record_keep_ms: int = _f(1_800_000, "finished sessions are remembered", low=1000)
@@ -69,7 +83,9 @@ class Settings:
     manifest_ms: int = _f(30_000, "a manifest request keeps a lease alive", low=1000)
     licence_ms: int = _f(600_000, "a DRM licence keeps a lease alive", low=1000)
     token_ms: int = _f(600_000, "a playback token keeps a lease alive", low=1000)
-    unmatched: str = _f("count", "backend evidence that matches no session: count it, or only observe", choices=("count", "observe"))
+    unmatched: str = _f(
+        "count", "backend evidence that matches no session: count it, or only observe", choices=("count", "observe")
+    )
 
     # the edge
     edge_cookie: str = _f("pulsegate", "cookie that may carry the player's token")
@@ -98,7 +114,9 @@ class Settings:
     outbox_high: int = _f(2_000, "events in a partition's outbox above which plain heartbeats are thinned", low=10)
     outbox_max: int = _f(10_000, "events a partition's outbox may hold, about", low=100)
     worker_processes: int = _f(1, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
-    sweep_groups: int = _f(1, "tenures over which the partitions are shared; at most as many as worker processes", low=1, high=64)
+    sweep_groups: int = _f(
+        1, "tenures over which the partitions are shared; at most as many as worker processes", low=1, high=64
+    )
     tenure_s: float = _f(20.0, "seconds a tenure lasts before it hands over", low=1)
 
     @classmethod
@@ -123,9 +141,13 @@ class Settings:
         if self.jwt_secret and len(self.jwt_secret.encode()) < 32:
             raise ConfigError("PULSEGATE_JWT_SECRET must be at least 32 bytes", field="PULSEGATE_JWT_SECRET")
         if self.lifetime_ms < self.stale_intervals * self.interval_ms:
-            raise ConfigError("PULSEGATE_LIFETIME_MS must be at least stale_intervals × interval_ms", field="PULSEGATE_LIFETIME_MS")
+            raise ConfigError(
+                "PULSEGATE_LIFETIME_MS must be at least stale_intervals × interval_ms", field="PULSEGATE_LIFETIME_MS"
+            )
         if self.outbox_high > self.outbox_max:
-            raise ConfigError("PULSEGATE_OUTBOX_HIGH must not exceed PULSEGATE_OUTBOX_MAX", field="PULSEGATE_OUTBOX_HIGH")
+            raise ConfigError(
+                "PULSEGATE_OUTBOX_HIGH must not exceed PULSEGATE_OUTBOX_MAX", field="PULSEGATE_OUTBOX_HIGH"
+            )
 
     def tuning(self) -> str:
         """The rules' times in the order of lua/lib/tuning.lua."""
@@ -146,7 +168,9 @@ class Settings:
         rows = []
         for f in dataclasses.fields(self):
             value = _as_text(getattr(self, f.name))
-            rows.append((f"PULSEGATE_{f.name.upper()}", "***" if f.metadata["secret"] and value else value, f.metadata["help"]))
+            rows.append(
+                (f"PULSEGATE_{f.name.upper()}", "***" if f.metadata["secret"] and value else value, f.metadata["help"])
+            )
         return rows
 
 
@@ -169,7 +193,9 @@ def _convert(name: str, spec: dataclasses.Field[Any], raw: str) -> Any:
     kind = type(spec.default)
     try:
         if kind is bool:
-            value: Any = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[raw.strip().lower()]
+            value: Any = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                raw.strip().lower()
+            ]
         elif kind is tuple:
             value = tuple(part.strip() for part in raw.split(",") if part.strip())
         else:

@@ -34,7 +34,9 @@ Apply = Callable[[Claims, bytes, int], Awaitable[bool]]
 
 
 class Spool:
-    def __init__(self, directory: str, max_bytes: int, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, directory: str, max_bytes: int, metrics: Metrics, clock: Callable[[], float] = time.time
+    ) -> None:
         self._root = Path(directory) if directory and max_bytes else None
         self._max_bytes = max_bytes
         self._metrics = metrics

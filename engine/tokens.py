@@ -103,7 +103,12 @@ class Tokens:
     def cached(self, token: str) -> Claims | None:
         """The claims of a player's token that was verified before and still holds; else None: verify it."""
         claims = self._cache.get(token)
-        if claims is None or self._clock() * 1000 > claims.expires_at or not claims.account or (claims.jti and claims.jti in self.revoked):
+        if (
+            claims is None
+            or self._clock() * 1000 > claims.expires_at
+            or not claims.account
+            or (claims.jti and claims.jti in self.revoked)
+        ):
             return None
         return claims
 
@@ -127,7 +132,12 @@ class Tokens:
                 audience=s.jwt_audience or None,
                 issuer=s.jwt_issuer or None,
                 leeway=s.jwt_leeway_s,
-                options={"require": ["exp"], "verify_exp": False, "verify_iat": False, "verify_aud": bool(s.jwt_audience)},
+                options={
+                    "require": ["exp"],
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "verify_aud": bool(s.jwt_audience),
+                },
             )
         except jwt.ImmatureSignatureError:
             raise Unauthorized("the token is not valid yet", code="token_not_yet_valid") from None
@@ -143,7 +153,9 @@ class Tokens:
         algorithm = header.get("alg")
         if algorithm == "HS256" and self._settings.jwt_secret:
             return self._settings.jwt_secret, "HS256"
-        key = self._keys.get(str(header.get("kid", ""))) or (next(iter(self._keys.values())) if len(self._keys) == 1 else None)
+        key = self._keys.get(str(header.get("kid", ""))) or (
+            next(iter(self._keys.values())) if len(self._keys) == 1 else None
+        )
         if key is None:
             self._keys_at = min(self._keys_at, self._clock() - _JWKS_EVERY_S + _JWKS_SOONEST_S)
             raise Unauthorized("no key for this token", code="token_invalid")
@@ -179,7 +191,10 @@ class Tokens:
 
 def _claims(raw: dict[str, Any]) -> Claims:
     texts = {}
-    for name, claim in (("account", "sub"), *((n, n) for n in ("plan", "device", "device_type", "provider", "kind", "content", "sid", "jti"))):
+    for name, claim in (
+        ("account", "sub"),
+        *((n, n) for n in ("plan", "device", "device_type", "provider", "kind", "content", "sid", "jti")),
+    ):
         value = raw.get(claim, "")
         if not isinstance(value, str) or len(value) > ID_MAX or not value.isprintable():
             raise Unauthorized(f"claim {claim} must be 1–{ID_MAX} printable characters", code="token_claims")

@@ -37,7 +37,19 @@ RANKS: dict[str, int] = {"token": 1, "licence": 2, "manifest": 3, "segment": 4}
 
 # Types that only Pulsegate itself may write.
 OWN_TYPES = frozenset(
-    "heartbeat view_start view_end view_reopen block evict takeover session_linked evidence pause resume".split()
+    [
+        "heartbeat",
+        "view_start",
+        "view_end",
+        "view_reopen",
+        "block",
+        "evict",
+        "takeover",
+        "session_linked",
+        "evidence",
+        "pause",
+        "resume",
+    ]
 )
 _TYPE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
 

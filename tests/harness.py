@@ -144,7 +144,9 @@ class World:
             self.executor, self.keys, self.settings, plans, self.metrics, self.outage, spool, lambda: self.now
         )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         async def close() -> None:
             if self.router is not None:
                 await self.router.close()
@@ -173,7 +175,15 @@ class World:
         self._seqs[account, session] = max(seq, self._seqs.get((account, session), -1))
         if position is None and kind == "vod":
             position = (self.now - START) / 1000
-        said = {"session": session, "device": device, "content": content, "kind": kind, "state": state, "seq": seq, **fields}
+        said = {
+            "session": session,
+            "device": device,
+            "content": content,
+            "kind": kind,
+            "state": state,
+            "seq": seq,
+            **fields,
+        }
         if position is not None:
             said["position"] = position
         body = json.dumps(said).encode()
@@ -190,14 +200,28 @@ class World:
             last = [self.beat(session, device, **fields) for session, device in streams]
         return last
 
-    def check(self, session: str = "", device: str = "d1", content: str = "film", kind: str = "vod", *, account: str = "a", plan: str = "", limit: int | None = None) -> dict[str, Any]:
+    def check(
+        self,
+        session: str = "",
+        device: str = "d1",
+        content: str = "film",
+        kind: str = "vod",
+        *,
+        account: str = "a",
+        plan: str = "",
+        limit: int | None = None,
+    ) -> dict[str, Any]:
         who = Claims(account=account, plan=plan, max_streams=limit)
         return dict(self.run(self.decisions.check(who, session, device, content, kind, {})))
 
     def stop(self, session: str = "s1", *, account: str = "a", seq: int | None = None, request_id: str = "") -> bool:
-        return bool(self.run(self.decisions.stop(Claims(account=account), session, Stop(seq=seq, request_id=request_id))))
+        return bool(
+            self.run(self.decisions.stop(Claims(account=account), session, Stop(seq=seq, request_id=request_id)))
+        )
 
-    def takeover(self, session: str, stop: str, *, account: str = "a", plan: str = "", limit: int | None = None, **fields: Any) -> dict[str, Any]:
+    def takeover(
+        self, session: str, stop: str, *, account: str = "a", plan: str = "", limit: int | None = None, **fields: Any
+    ) -> dict[str, Any]:
         who = Claims(account=account, plan=plan, max_streams=limit)
         return dict(self.run(self.decisions.takeover(who, session, Takeover(stop=stop, **fields))))
 
@@ -219,8 +243,17 @@ class World:
         async def go() -> int:
             script, ended = scripts.load("sweep"), 0
             for partition in range(PARTITIONS):
-                args = [self.now, 500, self.settings.outbox_max, self.settings.tuning(), self.outage.began, self.outage.ended]
-                reply = await self.executor.run(script, [self.keys.deadlines(partition), self.keys.outbox(partition)], args)
+                args = [
+                    self.now,
+                    500,
+                    self.settings.outbox_max,
+                    self.settings.tuning(),
+                    self.outage.began,
+                    self.outage.ended,
+                ]
+                reply = await self.executor.run(
+                    script, [self.keys.deadlines(partition), self.keys.outbox(partition)], args
+                )
                 ended += reply[0]
             return ended
 
@@ -228,7 +261,14 @@ class World:
 
     def announcer(self) -> Announcer:
         """An API process; its `announce` moves this world's outage."""
-        return Announcer(self.executor, self.keys, self.settings, self.outage, now=lambda: self.now, monotonic=lambda: self.now / 1000)
+        return Announcer(
+            self.executor,
+            self.keys,
+            self.settings,
+            self.outage,
+            now=lambda: self.now,
+            monotonic=lambda: self.now / 1000,
+        )
 
     # looking
 

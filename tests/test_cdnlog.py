@@ -14,7 +14,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine import cdnlog
-from engine.cdnlog import BadLine, Batch, Entry, Parser, Rules, compile_pattern, parse_pairs, parse_statuses, parse_time
+from engine.cdnlog import (
+    BadLine,
+    Batch,
+    Entry,
+    Parser,
+    Rules,
+    compile_pattern,
+    parse_pairs,
+    parse_statuses,
+    parse_time,
+)
 from engine.errors import ConfigError
 from engine.wire import SIGNALS_MAX
 
@@ -100,7 +110,10 @@ def test_values_are_decoded_from_the_log_and_then_from_the_url() -> None:
 
 def test_ids_that_are_not_utf8_do_not_fall_together() -> None:
     assert reason(w3c("/vod/caf%25E9/1.ts", cs_uri_query=f"token={token()}")) == "bad_content"
-    assert reason(w3c(b"/vod/caf\xe9/1.ts".decode(errors="surrogateescape"), cs_uri_query=f"token={token()}")) == "bad_content"
+    assert (
+        reason(w3c(b"/vod/caf\xe9/1.ts".decode(errors="surrogateescape"), cs_uri_query=f"token={token()}"))
+        == "bad_content"
+    )
 
 
 def test_newer_logs_give_the_time_in_ms() -> None:
@@ -129,9 +142,15 @@ def test_successful_requests_count(status: str) -> None:
 
 
 def test_methods_and_statuses_are_configurable() -> None:
-    rules: dict[str, Any] = {"methods": frozenset({"POST"}), "statuses": parse_statuses("--status", "201, 404-405")}
+    rules: dict[str, Any] = {
+        "methods": frozenset({"POST"}),
+        "statuses": parse_statuses("--status", "201, 404-405"),
+    }
     assert parser(**rules).parse(w3c()) == "method"
-    assert parsed(w3c(cs_method="post", sc_status="404", cs_uri_query=f"token={token()}"), **rules)["account"] == "ann"
+    assert (
+        parsed(w3c(cs_method="post", sc_status="404", cs_uri_query=f"token={token()}"), **rules)["account"]
+        == "ann"
+    )
 
 
 def test_a_poster_with_the_viewers_cookie_is_no_sign_of_a_stream() -> None:
@@ -169,7 +188,9 @@ def test_garbage_is_bad() -> None:
 
 
 def test_blank_lines_and_directives_are_nothing() -> None:
-    assert [parser().parse(line) for line in ("", "  \r", "#Version: 1.0", "#", "\ufeff#Software: x")] == [None] * 5
+    assert [parser().parse(line) for line in ("", "  \r", "#Version: 1.0", "#", "\ufeff#Software: x")] == [
+        None
+    ] * 5
 
 
 def test_a_token_may_ride_in_the_path_a_cookie_or_the_query() -> None:
@@ -183,7 +204,10 @@ def test_a_token_may_ride_in_the_path_a_cookie_or_the_query() -> None:
 
 def test_one_token_is_one_device() -> None:
     shown = token()
-    assert parsed(w3c(cs_uri_query=f"token={shown}"))["device"] == "token:" + hashlib.sha256(shown.encode()).hexdigest()[:16]
+    assert (
+        parsed(w3c(cs_uri_query=f"token={shown}"))["device"]
+        == "token:" + hashlib.sha256(shown.encode()).hexdigest()[:16]
+    )
     opaque = parsed(w3c(cs_uri_query="token=opaque&acc=ann"), query={"token": "token", "account": "acc"})
     assert opaque["device"] == "token:" + hashlib.sha256(b"opaque").hexdigest()[:16]
     assert reason(w3c(cs_uri_query="acc=ann"), query={"account": "acc"}) == "no_device"
@@ -193,7 +217,13 @@ def test_claims_win_over_what_the_viewer_can_write() -> None:
     shown = token(device="tv", content="film", kind="vod", jti="j")
     line = w3c("/live/news/1.ts", cs_uri_query=f"token={shown}&acc=ben&dev=phone&ses=x")
     signal = parsed(line, query={"token": "token", "account": "acc", "device": "dev", "session": "ses"})
-    assert [signal[n] for n in ("account", "device", "content", "kind", "session")] == ["ann", "tv", "film", "vod", "s-1"]
+    assert [signal[n] for n in ("account", "device", "content", "kind", "session")] == [
+        "ann",
+        "tv",
+        "film",
+        "vod",
+        "s-1",
+    ]
     assert parsed(w3c(cs_uri_query=f"token={token(sid=None, jti='j')}"))["session"] == "j"
 
 
@@ -213,9 +243,19 @@ def test_an_expired_token_still_tells_who_watched() -> None:
 
 
 def test_a_path_of_ones_own() -> None:
-    path = compile_pattern("--path", r"^/(?P<account>\w+)/(?P<device>\w+)/(?P<session>\w+)/(?P<kind>\w+)/", groups=cdnlog.IDENTITY)
+    path = compile_pattern(
+        "--path",
+        r"^/(?P<account>\w+)/(?P<device>\w+)/(?P<session>\w+)/(?P<kind>\w+)/",
+        groups=cdnlog.IDENTITY,
+    )
     signal = parsed(w3c("/ann/tv/s9/vod/1.ts"), path=path)
-    assert [signal.get(n) for n in ("account", "device", "session", "kind", "content")] == ["ann", "tv", "s9", "vod", None]
+    assert [signal.get(n) for n in ("account", "device", "session", "kind", "content")] == [
+        "ann",
+        "tv",
+        "s9",
+        "vod",
+        None,
+    ]
     # As at the edge, a kind that is none of ours is left out.
     assert "kind" not in parsed(w3c("/ann/tv/s9/radio/1.ts"), path=path)
 
@@ -272,9 +312,12 @@ def test_other_evidence_than_requests_for_media() -> None:
 
 def test_cloudfronts_json_needs_no_mapping() -> None:
     line = json.dumps(
-        dict(zip(COLUMNS.split(), w3c(cs_uri_query=f"token={token()}").split("\t"), strict=True)) | {"x": {"y": 1}}
+        dict(zip(COLUMNS.split(), w3c(cs_uri_query=f"token={token()}").split("\t"), strict=True))
+        | {"x": {"y": 1}}
     )
-    assert parsed(line, "") | {"request_id": ""} == parsed(w3c(cs_uri_query=f"token={token()}")) | {"request_id": ""}
+    assert parsed(line, "") | {"request_id": ""} == parsed(w3c(cs_uri_query=f"token={token()}")) | {
+        "request_id": ""
+    }
 
 
 @pytest.mark.parametrize(
@@ -304,7 +347,14 @@ def test_like_signals_are_coalesced_to_the_newest() -> None:
 
 def test_only_like_signals_are_coalesced() -> None:
     batch = Batch(5000)
-    for other in ({}, {"account": "ben"}, {"device": "tablet"}, {"content": "x"}, {"evidence": "manifest"}, {"session": "s"}):
+    for other in (
+        {},
+        {"account": "ben"},
+        {"device": "tablet"},
+        {"content": "x"},
+        {"evidence": "manifest"},
+        {"session": "s"},
+    ):
         assert batch.add(entry(**other)) == "new"
     unlike = Batch(0)
     assert [unlike.add(entry()), unlike.add(entry())] == ["new", "new"]
@@ -354,7 +404,19 @@ def test_options_are_refused_by_name() -> None:
 
 GOOD = w3c(cs_uri_query=f"token={token()}")
 _cell = st.one_of(
-    st.sampled_from(["-", "GET", "200", "/live/news/1.ts", "/t/a.b.c/vod/x/1.mpd", "token=a.b.c", "2026-03-01", "%", "%25E9"]),
+    st.sampled_from(
+        [
+            "-",
+            "GET",
+            "200",
+            "/live/news/1.ts",
+            "/t/a.b.c/vod/x/1.mpd",
+            "token=a.b.c",
+            "2026-03-01",
+            "%",
+            "%25E9",
+        ]
+    ),
     st.text(max_size=30),
 )
 _values = st.recursive(
@@ -369,7 +431,11 @@ _lines = st.one_of(
     st.lists(_cell, min_size=15, max_size=15).map("\t".join),
     st.dictionaries(_keys, _values | st.dictionaries(_keys, _values, max_size=3), max_size=6).map(json.dumps),
     st.builds(lambda at, junk: GOOD[:at] + junk + GOOD[at:], st.integers(0, len(GOOD)), st.text(max_size=3)),
-    st.builds(lambda at, c: GOOD[:at] + c + GOOD[at + 1 :], st.integers(0, len(GOOD) - 1), st.sampled_from(string.printable)),
+    st.builds(
+        lambda at, c: GOOD[:at] + c + GOOD[at + 1 :],
+        st.integers(0, len(GOOD) - 1),
+        st.sampled_from(string.printable),
+    ),
 )
 
 

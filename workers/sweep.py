@@ -50,7 +50,9 @@ def sweep_once(run: Runtime, group: int, now: Any = "") -> int:
     """Sweeps the group's partitions; returns the number of views ended. Nothing while no API process lives."""
     settings, keys = run.settings, run.keys
     began, ended, live, _ = run.call(
-        scripts.load("announce"), [keys.processes, keys.outage], [now, "", "", 0, settings.gone_after_ms, settings.lifetime_ms]
+        scripts.load("announce"),
+        [keys.processes, keys.outage],
+        [now, "", "", 0, settings.gone_after_ms, settings.lifetime_ms],
     )
     if live == 0:
         return 0

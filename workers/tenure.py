@@ -57,7 +57,9 @@ _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPI
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
-def serve(ownership: Ownership, work: Callable[[], None], *, seconds: float, every_s: float, successor: Callable[[], None]) -> int:
+def serve(
+    ownership: Ownership, work: Callable[[], None], *, seconds: float, every_s: float, successor: Callable[[], None]
+) -> int:
     """Works every `every_s` while the group is ours, until `seconds` are over or the worker stops. Rounds worked."""
     if not ownership.acquire():
         return 0
