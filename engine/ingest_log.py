@@ -18,6 +18,7 @@ import contextlib
 import email.utils
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -30,10 +31,10 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Self
 
 import httpx
 import msgspec
@@ -217,15 +218,18 @@ class FileSource(Source):
     if it is in neither. With `keep_rest` an unfinished last line is left for the next run. Raises Unreadable.
     """
 
+    _read: Callable[[int], bytes | None]
+    _raw: int
+
     def __init__(self, path: str, *, follow: bool, mark: Mark | None = None, keep_rest: bool = False) -> None:
         super().__init__(None)
         self._path = Path(path)
         self._follow = follow
         self._keep_rest = keep_rest
-        self._file: IO[bytes] | None = None
+        self._file: io.RawIOBase | gzip.GzipFile | None = None
         self._opened = contextlib.ExitStack()
         self._head = b""
-        self._quiet = 0
+        self._quiet = 0  # reads that found nothing, while following: since the file was replaced
         self._renamed = False
         self.strayed = mark is not None and not self._open_at(mark)
         if self._file is None and not self._open(self._path) and not follow:
@@ -234,9 +238,8 @@ class FileSource(Source):
     def read(self) -> Iterator[Line]:
         if self._file is None and not self._open(self._path):
             return
-        assert self._file is not None
         try:
-            data = self._file.read(CHUNK)
+            data = self._read(CHUNK)
         except (OSError, EOFError, zlib.error) as error:
             raise Unreadable(f"{self._path} cannot be read on: {error}") from None
         if data:
@@ -245,7 +248,7 @@ class FileSource(Source):
                 self._head = self._peek(min(HEAD, self._cutter.seen + len(data)))
             yield from self._cutter.feed(data)
             return
-        self._quiet += 1
+        self._quiet += not self._follow or self._is_replaced()
         if not self._follow and not (self._renamed and self._path.exists()):
             self.done = True
             if not self._keep_rest:
@@ -256,10 +259,11 @@ class FileSource(Source):
             return False
         if not self._follow:
             return self._renamed and self._quiet > 0 and self._path.exists()
-        if os.fstat(self._raw).st_size < self._cutter.seen or self._peek(len(self._head)) != self._head:
+        unread = os.fstat(self._raw).st_size - self._cutter.seen
+        if unread < 0 or self._peek(len(self._head)) != self._head:
             return True
-        # Twice quiet: after the rename the writer goes on in the old file until told to open the new one.
-        return self._quiet > 1 and self._is_replaced()
+        # Not at once: after the rename the writer goes on in the old file until told to open the new one.
+        return unread == 0 and self._quiet > 1 and self._is_replaced()
 
     def turn(self) -> bool:
         return self._open(self._path)
@@ -287,8 +291,11 @@ class FileSource(Source):
         self.close()
         self._opened.enter_context(raw)
         self._raw = raw.fileno()
-        zipped = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else None
-        self._file = self._opened.enter_context(cast(IO[bytes], zipped)) if zipped else raw
+        self._file, self._read = raw, raw.read
+        if path.suffix == ".gz":
+            zipped = self._opened.enter_context(gzip.GzipFile(fileobj=raw))
+            # read1, so that all before a damaged place is had.
+            self._file, self._read = zipped, zipped.read1
         self._cutter, self._head, self._quiet, self._renamed = Cutter(), b"", 0, path != self._path
         return True
 
@@ -377,7 +384,7 @@ class BadLines:
             if self.path is not None and self._file is None:
                 # Only for its owner: lines carry tokens.
                 fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-                self._file = os.fdopen(fd, "a", encoding="ascii")
+                self._file = os.fdopen(fd, "a", encoding="ascii", buffering=1)
             print(json.dumps(record), file=self._file or sys.stderr)
         except OSError as error:
             raise IngestError(f"--bad {self.path}: {error.strerror}") from None
@@ -419,9 +426,7 @@ class Poster:
     its own back-off: doubling, up to half of it random, so that many do not come back at once.
     """
 
-    def __init__(
-        self, client: httpx.Client, url: str, retries: int | None, pace: Pace, counts: Counts
-    ) -> None:  # fmt: skip
+    def __init__(self, client: httpx.Client, url: str, retries: int | None, pace: Pace, counts: Counts) -> None:
         self._client = client
         self._url = url.rstrip("/") + "/v1/signals"
         self._retries = retries
@@ -566,9 +571,6 @@ class Ingest:
                 decisions = self._send(part)
             except Refused as error:
                 waiting += self._sorted_out(part, error)
-            except IngestError:
-                self.counts.undelivered += sum(map(len, waiting), len(part))
-                raise
             else:
                 self.counts.signals += len(part)
                 self.counts.blocked += sum(_is_block(decision) for decision in decisions)
@@ -638,12 +640,13 @@ def run(args: argparse.Namespace, pace: Pace | None = None) -> int:
             ).run()  # fmt: skip
         except IngestError as error:
             _say(error.message)
+            counts.undelivered = counts.lines - counts.signals - counts.coalesced - counts.skipped - counts.bad
             return 1
         finally:
             if counts.bad:
                 why = ", ".join(f"{reason} {count}" for reason, count in counts.bad_by.most_common())
                 _say(f"{counts.bad} bad lines kept{f' in {bad.path}' if bad.path else ''}: {why}")
-            print(json.dumps(asdict(counts)), flush=True)
+            print(msgspec.json.encode(counts).decode(), flush=True)
     return 0
 
 

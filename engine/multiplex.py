@@ -26,6 +26,8 @@ from engine.scripts import Arg, Script
 
 log = logging.getLogger(__name__)
 
+_pack = cast("Callable[[tuple[Arg, ...]], bytes]", hiredis.pack_command)
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -84,8 +86,10 @@ class Connection(asyncio.Protocol):
                 async with asyncio.timeout(max(self._timeout, 0.05)):
                     await self._connect()
                     for command in self.address.hello():
-                        await self._send(hiredis.pack_command(command))
-            except (OSError, TimeoutError, Unavailable, hiredis.ReplyError) as error:
+                        reply = await self._send(_pack(command))
+                        if isinstance(reply, hiredis.ReplyError):
+                            raise Unavailable(str(reply))
+            except (OSError, TimeoutError, Unavailable) as error:
                 self.failures += 1
                 self._drop(f"cannot open: {error or type(error).__name__}")
                 await asyncio.sleep(self._retry)
@@ -179,7 +183,7 @@ class Connection(asyncio.Protocol):
             future = self._loop.create_future()
             future.set_exception(Unavailable("session Redis is away"))
             return future
-        return self._send(hiredis.pack_command(command))
+        return self._send(_pack(command))
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """One script call; loads the script when the server does not know it. Errors are values, as in `call`."""

@@ -127,7 +127,7 @@ def parse(text: str) -> Plans:
         raise ConfigError("plans: at least one [plans.<name>] is needed", field="plans")
     plans = {name: _plan(name, table) for name, table in tables.items()}
     default = raw.get("default")
-    if default not in plans:
+    if not isinstance(default, str) or default not in plans:
         raise ConfigError(f"default: {default!r} is not a plan", field="default")
     return Plans(default, plans)
 

@@ -58,7 +58,7 @@ class Router:
     """Multiplexed connections to every primary; `Executor` of the hot path."""
 
     def __init__(self, url: str, client: Client, *, timeout_ms: int, retry_ms: int) -> None:
-        self._options = {"timeout_ms": timeout_ms, "retry_ms": retry_ms}
+        self._timeout_ms, self._retry_ms = timeout_ms, retry_ms
         self._timeout = timeout_ms / 1000
         self._client = client
         parsed = parse_url(url)
@@ -81,7 +81,7 @@ class Router:
         if isinstance(self._client, RedisCluster):
             opening = [self._node(node.host, int(node.port)).open() for node in self._client.get_primaries()]
         else:
-            self._only = Connection(self._base, **self._options)
+            self._only = self._connection(self._base)
             opening = [self._only.open()]
         await asyncio.wait(opening, timeout=max(self._timeout, 1.0))
 
@@ -101,12 +101,15 @@ class Router:
         """Whether every node answers."""
         return all(connection.up for connection in self.connections())
 
+    def _connection(self, address: Address) -> Connection:
+        return Connection(address, timeout_ms=self._timeout_ms, retry_ms=self._retry_ms)
+
     def _node(self, host: str, port: int) -> Connection:
         found = self._nodes.get((host, port))
         if found is None:
             base = self._base
             address = Address(host, port, "", base.username, base.password, 0, base.ssl)
-            found = self._nodes[(host, port)] = Connection(address, **self._options)
+            found = self._nodes[(host, port)] = self._connection(address)
             found.open()
         return found
 

@@ -71,7 +71,7 @@ class Settings:
         120_000, "a playing session whose backend evidence stopped this long ago is unproven", low=1000
     )
     supersede_burst: int = _f(60, "sessions a device may start in place of its own in a burst", low=1)
-    supersede_refill_ms: int = _f(20_000, "one more of them every", low=1)
+    supersede_refill_ms: int = _f(10_000, "one more of them every", low=1)
     record_keep_ms: int = _f(1_800_000, "finished sessions are remembered", low=1000)
     records_max: int = _f(64, "finished sessions remembered per account", low=1, high=1000)
     takeovers_max: int = _f(10, "takeovers per account and window", low=0)
@@ -190,7 +190,7 @@ def _from_file(env: Mapping[str, str], name: str) -> str:
 
 
 def _convert(name: str, spec: dataclasses.Field[Any], raw: str) -> Any:
-    kind = type(spec.default)
+    kind: Any = type(spec.default)
     try:
         if kind is bool:
             value: Any = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[

@@ -159,9 +159,10 @@ class Tokens:
         if key is None:
             self._keys_at = min(self._keys_at, self._clock() - _JWKS_EVERY_S + _JWKS_SOONEST_S)
             raise Unauthorized("no key for this token", code="token_invalid")
-        if _JWKS_ALGORITHMS.get(key.key_type) != algorithm:
+        wanted = _JWKS_ALGORITHMS.get(key.key_type or "", "")
+        if wanted != algorithm:
             raise Unauthorized("the token's algorithm does not fit its key", code="token_invalid")
-        return key, algorithm
+        return key, wanted
 
     async def refresh_keys(self) -> None:
         """Reads the JWKS when it is due: every 5 min, and soon after a token names a key we do not know."""

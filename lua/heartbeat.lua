@@ -96,7 +96,13 @@ if ask.at + ttl <= now then
 end
 
 local verdict = sticky(me) or standing(ask, me)
-if verdict and verdict.allow then return {0, verdict.expires, me.seq, 0, ''} end
+if verdict and verdict.allow then
+  local heir = verdict.heir
+  heir.debt, heir.debt_at = debt_of(heir.device) + tune.refill, now
+  save(heir)
+  settle()
+  return {0, verdict.expires, me.seq, 0, ''}
+end
 if me and me.reason == 'paused_timeout' and state == 'a' then return {0, 0, me.seq, 0, ''} end
 ask = candidate(ask, me)
 verdict = verdict or judge(ask)

@@ -29,7 +29,7 @@ class TenureWorker(SimpleWorker):
 
     def request_stop(self, signum: int, frame: object) -> None:
         stopping.set()
-        super().request_stop(signum, frame)
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
 class Ownership:

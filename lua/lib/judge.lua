@@ -110,12 +110,25 @@ local function sticky(me)
   end
 end
 
+-- Superseding is free for who zaps, but not without end: two players behind one device id that name a new session
+-- each time would be two streams. A device owes `refill` ms for each, and may owe `burst` of them.
+local function debt_of(device)
+  local debt = 0
+  for _, r in pairs(records) do
+    if r.device == device then debt = math.max(debt, r.debt - (now - r.debt_at)) end
+  end
+  return debt
+end
+
+local function affords(debt) return debt + tune.refill <= tune.burst * tune.refill end
+
 -- A superseded session still beating shares its device's slot for two intervals, if all rules count devices.
 local function standing(ask, me)
   if not (ask.policy.device_unit and me and me.status == 'e' and me.reason == 'superseded') then return nil end
   local heir = records[me.by]
-  if heir and heir.status == 'r' and alive(heir) and heir.device == ask.device and now <= me.ended + 2 * tune.interval then
-    return {allow = true, expires = heir.expires}
+  if heir and heir.status == 'r' and alive(heir) and heir.device == ask.device and now <= me.ended + 2 * tune.interval
+      and affords(debt_of(ask.device)) then
+    return {allow = true, expires = heir.expires, heir = heir}
   end
 end
 
@@ -131,6 +144,7 @@ local function candidate(ask, me)
   local running = me and me.status == 'r'
   ask.freed, ask.proven, ask.paused = {[ask.session] = true}, math.max(ask.proven or 0, me and me.proven or 0), 0
   local earlier
+  ask.debt = debt_of(ask.device)
   for _, r in pairs(records) do
     if r.device == ask.device and r.session ~= ask.session then
       if ask.player and r.origin == 's' and r.content == ask.content and (r.status == 'r' or r.status == 't') then
@@ -143,9 +157,8 @@ local function candidate(ask, me)
     end
   end
   if earlier and not ask.alone and not (me and me.reason == 'superseded') then
-    local used = math.max(0, earlier.used - math.floor((now - earlier.used_at) / tune.refill))
-    if used < tune.burst then
-      ask.earlier, ask.used = earlier, used + 1
+    if affords(ask.debt) then
+      ask.earlier, ask.debt = earlier, ask.debt + tune.refill
       ask.freed[earlier.session] = true
       ask.proven = math.max(ask.proven, earlier.proven)
     end

@@ -64,6 +64,12 @@ local function rides(ask, me, lifetime)
     end
   end
   if not player then return false end
+  if me and me.status == 'b' and now < me.seen + tune.left then
+    me.seen = now
+    save(me)
+    ask.alone = true
+    return false
+  end
   if not me or me.status ~= 't' then
     me = blank(ask.ident, ask.session, 't')
     me.started, me.origin, me.ttl = ask.at, 's', lifetime

@@ -4,7 +4,7 @@
 --   ident  who and what: sent whole by the caller, compared whole
 local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl'}
 local LIFE = {'slot', 'ordinal', 'revision', 'started', 'admitted', 'interval', 'run', 'rank', 'proven', 'origin', 'paused',
-  'beat_at', 'ended', 'reason', 'by', 'rule', 'used', 'used_at', 'blocked', 'left', 'left_at',
+  'beat_at', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'blocked', 'left', 'left_at',
   'signal_at', 'signal_rank'}
 local IDENT = {'device', 'content', 'kind', 'device_type', 'provider', 'profile', 'rules'}
 local TEXT = {state = true, origin = true, reason = true, by = true, rule = true, blocked = true, left = true}

@@ -123,7 +123,7 @@ local function admit(ask, me, verdict)
   me.slot = slot or free_slot()
   me.admitted = admitted or now
   me.proven = ask.proven
-  if ask.used then me.used, me.used_at = ask.used, now end
+  if ask.debt > 0 then me.debt, me.debt_at = ask.debt, now end
   records[me.session], by_slot[me.slot] = me, me
   return me
 end
