@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
+from time import perf_counter
 from typing import Any
 
 import orjson
@@ -190,6 +191,8 @@ class Decisions:
             item["state"] = STATE_NAMES[item["state"]]
             item["paused_at"] = item["paused_at"] or None
             item["proven_until"] = item["proven_until"] or None
+            item["rules"] = list(item["rules"])  # Lua writes an empty list as {}
+            item["device_type"], item["position"] = item.get("device_type"), item.get("position")
             item["account"] = account
         return list(items)
 
@@ -203,10 +206,12 @@ class Decisions:
             self._metrics.overloaded.inc()
             raise Overloaded("too many decisions under way", retry_after_s=1)
         self._inflight += 1
+        started = perf_counter()
         try:
             return await self._executor.run(script, keys, args)
         finally:
             self._inflight -= 1
+            self._metrics.redis_took(perf_counter() - started)
 
     def _stretch(self) -> float:
         """Under load players are asked to come less often, and their leases live longer to match."""
@@ -285,7 +290,7 @@ class Decisions:
             "reason": said.get("reason"),
             "rule": rule,
             "limit": said.get("limit"),
-            "by": said.get("by"),
+            "by": said.get("by") or None,
             "lease_expires_at": expires or None,
             "next_heartbeat_ms": interval,
             "retry_at": said.get("retry_at"),

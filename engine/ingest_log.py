@@ -317,7 +317,7 @@ class FileSource(Source):
         except (OSError, EOFError, zlib.error) as error:
             self.close()
             raise Unreadable(f"{self._path} cannot be read: {error}") from None
-        self._cutter, self._head = Cutter(mark.offset, mark.line_number), head
+        self._cutter, self._head = Cutter(mark.offset), head
         return True
 
     def _candidates(self) -> list[Path]:
@@ -729,8 +729,14 @@ def _secret(option: str, path: str | None) -> bytes | None:
 
 
 def _print(entries: list[Entry]) -> list[Any]:
-    for entry in entries:
-        print(json.dumps(entry.signal, ensure_ascii=False))
+    try:
+        for entry in entries:
+            print(json.dumps(entry.signal, ensure_ascii=False))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `… | head` has seen enough; what is still buffered must go somewhere when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise IngestError("standard output was closed") from None
     return []
 
 

@@ -6,7 +6,9 @@ timer of its own. This is the one place where our own client pays: 2 µs of CPU 
 docs/decisions/002-multiplexed-connection.md). Everything else uses redis-py.
 
 A connection that fails or falls silent fails all its calls at once (`Unavailable`) and is the breaker: while it
-is down every call fails immediately, and one probe at a time (`PING`) tries to open it again.
+is down every call fails immediately, and one probe at a time (`PING`) tries to open it again. One that was down for
+long comes back unsettled: leases have run out meanwhile through no fault of the players, so nothing is decided on it
+until the outage has been announced (`engine/outages.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from engine.errors import Unavailable
 from engine.scripts import Arg, Script
 
 log = logging.getLogger(__name__)
+
+# Shorter than this no lease can have run out because of it.
+_BRIEF_S = 1.0
 
 _pack = cast("Callable[[tuple[Arg, ...]], bytes]", hiredis.pack_command)
 
@@ -54,16 +59,15 @@ class Address:
 class Connection(asyncio.Protocol):
     """One multiplexed connection that keeps itself open. `run` never waits for a connection: it fails at once."""
 
-    def __init__(
-        self, address: Address, *, timeout_ms: int, retry_ms: int, on_up: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, address: Address, *, timeout_ms: int, retry_ms: int) -> None:
         self.address = address
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         self.up = False
-        self.failures = 0
+        self.settled = False
+        self.down_since: float | None = self._now()
         self._timeout = timeout_ms / 1000
         self._retry = retry_ms / 1000
-        self._on_up = on_up
-        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
         self._reader = hiredis.Reader(notEnoughData=Ellipsis)
         self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
@@ -90,12 +94,18 @@ class Connection(asyncio.Protocol):
                         if isinstance(reply, hiredis.ReplyError):
                             raise Unavailable(str(reply))
             except (OSError, TimeoutError, Unavailable) as error:
-                self.failures += 1
                 self._drop(f"cannot open: {error or type(error).__name__}")
                 await asyncio.sleep(self._retry)
             else:
                 self.up = True
-                self._on_up()
+                self.settled = self.settled and self._now() - (self.down_since or 0) < _BRIEF_S
+                if self.settled:
+                    self.down_since = None
+
+    def settle(self) -> None:
+        """The outage that ended with this connection is known to all by now."""
+        if self.up:
+            self.settled, self.down_since = True, None
 
     async def _connect(self) -> None:
         a = self.address
@@ -114,6 +124,8 @@ class Connection(asyncio.Protocol):
 
     def _drop(self, why: str) -> None:
         was_up, self.up = self.up, False
+        if was_up and self.down_since is None:
+            self.down_since = self._waiting[0][0] if self._waiting else self._now()
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
@@ -154,11 +166,11 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             future.set_exception(Unavailable("session Redis is away"))
             return future
-        self._waiting.append((self._loop.time(), future))
+        self._waiting.append((self._now(), future))
         if not self._outgoing:
             self._loop.call_soon(self._flush)
             if self._timer is None:
-                self._timer = self._loop.call_later(self._timeout / 4, self._check_deadline)
+                self._timer = self._loop.call_later(self._timeout / 8, self._check_deadline)
         self._outgoing.append(packed)
         return future
 
@@ -171,11 +183,10 @@ class Connection(asyncio.Protocol):
         self._timer = None
         if not self._waiting:
             return
-        if self._loop.time() - self._waiting[0][0] > self._timeout:
-            self.failures += 1
+        if self._now() - self._waiting[0][0] > self._timeout:
             self._drop("no answer in time")
         else:
-            self._timer = self._loop.call_later(self._timeout / 4, self._check_deadline)
+            self._timer = self._loop.call_later(self._timeout / 8, self._check_deadline)
 
     def call(self, *command: Arg) -> asyncio.Future[Any]:
         """One command. The future holds the reply (errors as `hiredis.ReplyError` values) or raises Unavailable."""

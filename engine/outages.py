@@ -68,8 +68,11 @@ class Announcer:
                 1 if leaving else 0,
                 self._settings.gone_after_ms,
                 self._settings.lifetime_ms,
+                self._executor.away_ms(),
             ),
+            unsettled=True,
         )
+        self._executor.settle()
         self._last = moment
         self._outage.began, self._outage.ended, self._outage.processes = (int(value) for value in reply[:3])
 

@@ -96,6 +96,16 @@ class Router:
     def connections(self) -> list[Connection]:
         return [self._only] if self._only is not None else list(self._nodes.values())
 
+    def away_ms(self) -> int:
+        """How long the node that has been away longest could not be asked; 0 if all are settled."""
+        now = asyncio.get_running_loop().time()
+        since = [c.down_since for c in self.connections() if c.down_since is not None]
+        return int((now - min(since)) * 1000) if since else 0
+
+    def settle(self) -> None:
+        for connection in self.connections():
+            connection.settle()
+
     @property
     def up(self) -> bool:
         """Whether every node answers."""
@@ -124,23 +134,30 @@ class Router:
             found = self._slots[tag] = self._node(node.host, int(node.port))
         return found
 
-    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
-        """Runs a script where its keys live. Raises Unavailable, or PulsegateError for an error of the script's own."""
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg], *, unsettled: bool = False) -> Any:
+        """Runs a script where its keys live. Raises Unavailable, or PulsegateError for an error of the script's own.
+
+        `unsettled` goes ahead on a connection whose outage has not been announced: for the announcement itself.
+        """
         only = self._only
         if only is not None:
+            if not (only.settled or unsettled):
+                raise Unavailable("session Redis is away")
             reply = await only.run(script, keys, args)
             if not isinstance(reply, hiredis.ReplyError):
                 return reply
             raise _error(script, reply)
         try:
-            return await self._run_on_cluster(script, keys, args)
+            return await self._run_on_cluster(script, keys, args, unsettled)
         except Unavailable:
             self._refresh()
             raise
 
-    async def _run_on_cluster(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+    async def _run_on_cluster(self, script: Script, keys: Sequence[str], args: Sequence[Arg], unsettled: bool) -> Any:
         connection, asking = self._owner(keys[0]), False
         for _ in range(REDIRECTS_MAX):
+            if not (connection.settled or unsettled):
+                raise Unavailable("a session Redis node is away")
             if asking:
                 connection.call("ASKING")
             reply = await connection.run(script, keys, args)
@@ -152,6 +169,7 @@ class Router:
             host, _, port = rest.split(" ")[1].rpartition(":")
             connection = self._node(host or connection.address.host, int(port))
             await asyncio.wait([connection.open()], timeout=self._timeout)
+            connection.settle()
             asking = word == "ASK"
             if word == "MOVED":
                 tag = keys[0][keys[0].find("{") + 1 : keys[0].find("}")]
@@ -190,5 +208,12 @@ class ClientExecutor:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
+    def away_ms(self) -> int:
+        return 0
+
+    def settle(self) -> None:
+        pass
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg], *, unsettled: bool = False) -> Any:
+        script.check(len(keys), len(args))
         return await self._client.register_script(script.source)(keys=list(keys), args=list(args))

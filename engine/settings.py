@@ -106,7 +106,7 @@ class Settings:
     token_cache: int = _f(100_000, "verified tokens remembered per process", low=0)
 
     # when Redis is away
-    redis_timeout_ms: int = _f(200, "a decision waits this long for Redis, then fails open", low=10, high=10_000)
+    redis_timeout_ms: int = _f(180, "a decision waits this long for Redis, then fails open", low=10, high=10_000)
     breaker_retry_ms: int = _f(500, "an open breaker tries again after", low=10)
     gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=1000)
 

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import jwt
 
-from engine.errors import ConfigError, Forbidden, Unauthorized
+from engine.errors import BadRequest, ConfigError, Forbidden, Unauthorized
 from engine.settings import Settings
 from engine.wire import ID_MAX
 
@@ -64,7 +64,7 @@ class Claims:
                 raise Forbidden("the token is for another account", code="other_account", field="account")
             return self.account
         if not named:
-            raise Forbidden("a service token must name the account", code="account", field="account")
+            raise BadRequest("account is required with a service token", field="account")
         return named
 
 
@@ -79,6 +79,7 @@ class Tokens:
         self._cache: dict[str, Claims] = {}
         self._keys: dict[str, jwt.PyJWK] = {}
         self._keys_at = float("-inf")
+        self._key_missed = False
         self.revoked: frozenset[str] = frozenset()
 
     def verify(self, token: str, *, grace_s: int = 0) -> Claims:
@@ -153,11 +154,11 @@ class Tokens:
         algorithm = header.get("alg")
         if algorithm == "HS256" and self._settings.jwt_secret:
             return self._settings.jwt_secret, "HS256"
-        key = self._keys.get(str(header.get("kid", ""))) or (
-            next(iter(self._keys.values())) if len(self._keys) == 1 else None
-        )
+        key = self._keys.get(header.get("kid", ""))
+        if key is None and "kid" not in header and len(self._keys) == 1:
+            key = next(iter(self._keys.values()))
         if key is None:
-            self._keys_at = min(self._keys_at, self._clock() - _JWKS_EVERY_S + _JWKS_SOONEST_S)
+            self._key_missed = True
             raise Unauthorized("no key for this token", code="token_invalid")
         wanted = _JWKS_ALGORITHMS.get(key.key_type or "", "")
         if wanted != algorithm:

@@ -140,7 +140,7 @@ _KEY = re.compile(r"required field `([^`]+)`|unknown field `([^`]+)`")
 def decode_heartbeat(body: bytes) -> Heartbeat:
     """Raises BadRequest that names the field."""
     beat = decode(_heartbeat, body)
-    for name in ("session", "device", "content", "profile", "device_type", "provider", "title"):
+    for name in ("session", "device", "content", "profile", "device_type", "provider"):
         if not getattr(beat, name).isprintable():
             raise BadRequest(f"{name} must be printable characters", field=name)
     if beat.position is None and beat.kind == "vod":
@@ -177,7 +177,8 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes, where: str = "") -> T:
 
 def _check_nesting(body: bytes) -> None:
     depth = 0
-    for opening in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', body, re.DOTALL):
+    # Possessive, and content with a missing quote: a hostile body costs no more than its length.
+    for opening in re.finditer(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', body, re.DOTALL):
         mark = opening[0]
         if mark in (b"[", b"{"):
             depth += 1

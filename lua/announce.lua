@@ -1,5 +1,5 @@
 -- announce: an API process says that it is there, and learns of outages of our own: a process that vanished,
--- all of them away, or a jump of the server's clock.
+-- all of them away, a node that could not be asked, or a jump of the server's clock.
 -- KEYS[1] processes  zset: process -> last announcement
 -- KEYS[2] outage     hash: began, ended (ms), last (the newest announcement ever)
 -- ARGV[1] now            ms, or '' for the server's clock
@@ -8,6 +8,7 @@
 -- ARGV[4] leaving        1: signs off
 -- ARGV[5] gone_after     ms of silence after which a process has vanished
 -- ARGV[6] lifetime       ms: outages closer together than this are one
+-- ARGV[7] away           ms for which this process could not ask some node; 0 if all answer
 -- RETURNS {began, ended, processes, now}: the last outage (0 if none ever), live processes
 
 -- @include clock
@@ -35,6 +36,7 @@ if process == '' then return {began, ended, live, now} end
 if live == 0 and last > 0 then from = math.min(from or last, last) end
 local elapsed = tonumber(ARGV[3])
 if mine and elapsed and now - mine - elapsed > gone_after then from = math.min(from or mine, mine) end
+if last > 0 and tonumber(ARGV[7]) > gone_after then from = math.min(from or now, now - ARGV[7]) end
 if from then
   if ended == 0 or from > ended + ARGV[6] then began = from end
   ended = now

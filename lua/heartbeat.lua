@@ -67,10 +67,18 @@ local ask = {session = session, ident = ident, policy = policy, at = at_or_now(A
 read_ident(ask)
 local me = records[session]
 
+local function append_events(r)
+  append('heartbeat', r, ARGV[17], seq, ask.at)
+  for i = 18, #ARGV, 2 do append(ARGV[i], r, ARGV[i + 1], seq, ask.at) end
+end
+
 -- Order is (run, seq): what is older than what we have answers the current decision and changes nothing.
 local run = me and me.run or 0
 if me and me.status ~= 'b' and seq <= me.seq then
-  if seq > 0 or ask.at - me.seen <= me.interval / 2 then return decided(ask, me, 1) end
+  if seq > 0 or ask.at - me.seen <= me.interval / 2 then
+    if ARGV[16] ~= '' and ask.at < me.seen then append_events(me) end
+    return decided(ask, me, 1)
+  end
   run = run + 1
 end
 
@@ -79,8 +87,7 @@ local closing = state == 'e' or state == 'f'
 if closing then
   if me and me.status == 'r' then
     advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]))
-    append('heartbeat', me, ARGV[17])
-    append_all(me, 18)
+    append_events(me)
     end_view(me, state == 'e' and 'stopped' or 'error')
     settle()
   end
@@ -90,8 +97,7 @@ end
 -- Spooled or late evidence is history: it neither creates nor extends a lease that would be over by now.
 local ttl = tonumber(ARGV[13])
 if ask.at + ttl <= now then
-  if ARGV[17] ~= '' then append('heartbeat', me or ask, ARGV[17]) end
-  append_all(me or ask, 18)
+  append_events(me or ask)
   return decided(ask, me, 0)
 end
 
@@ -118,7 +124,6 @@ pause(me, state, position, ask.at)
 advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]))
 me.rank = 4
 hold(me)
-append('heartbeat', me, ARGV[17])
-append_all(me, 18)
+append_events(me)
 settle()
 return allow(me, 0, verdict.leaving)

@@ -47,7 +47,7 @@ local ask = {session = born, ident = ARGV[9], policy = parse_policy(ARGV[13]), a
 read_ident(ask)
 local me, belongs = match(ask, linked)
 if me then ask.session = me.session end
-append('evidence', me or ask, ARGV[15])
+append('evidence', me or ask, ARGV[15], me and me.seq or -1, ask.at)
 if belongs then return answer({0, 0, me and me.seq or -1, 0, ''}) end
 if me and me.status == 'r' and ask.at >= me.started then
   me.proven = now + tune.unproven

@@ -138,6 +138,7 @@ class World:
             self.client = await connect(self._backend)
             self.executor = self.router = Router(self._backend, self.client, timeout_ms=5000, retry_ms=50)
             await self.router.open()
+            self.router.settle()
         plans = FixedPlans(self._plans)
         spool = Spool("", 0, self.metrics)
         self.decisions = Decisions(
@@ -156,7 +157,10 @@ class World:
         self._runner.close()
 
     def run(self, coroutine: Any) -> Any:
-        return self._runner.run(coroutine)
+        """The coroutine's result. A degraded decision would be an allow for the wrong reason."""
+        result = self._runner.run(coroutine)
+        assert not (isinstance(result, dict) and result.get("degraded")), result
+        return result
 
     def wait(self, seconds: float) -> None:
         """Time passes; nothing else happens."""

@@ -52,7 +52,7 @@ def sweep_once(run: Runtime, group: int, now: Any = "") -> int:
     began, ended, live, _ = run.call(
         scripts.load("announce"),
         [keys.processes, keys.outage],
-        [now, "", "", 0, settings.gone_after_ms, settings.lifetime_ms],
+        [now, "", "", 0, settings.gone_after_ms, settings.lifetime_ms, 0],
     )
     if live == 0:
         return 0

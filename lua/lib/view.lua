@@ -6,9 +6,9 @@ local function who(r)
     ',"kind":' .. cjson.encode(r.kind) .. ',"v":1'
 end
 
-local function put(kind, r, rest)
+local function put(kind, r, rest, at)
   redis.call('XADD', outbox_key, 'MAXLEN', '~', outbox_max, '*', 'e', '{"type":"' .. kind .. '","at":' ..
-    string.format('%d', now) .. ',"view":' .. string.format('%d', r.ordinal or 0) .. ',' .. rest)
+    string.format('%d', at or now) .. ',"view":' .. string.format('%d', r.ordinal or 0) .. ',' .. rest)
 end
 
 -- An event of our own making about record r.
@@ -16,15 +16,11 @@ local function emit(kind, r, data)
   put(kind, r, '"revision":' .. string.format('%d', r.revision or 0) .. ',' .. who(r) .. ',"data":' .. cjson.encode(data) .. '}')
 end
 
--- An event whose JSON the caller has written; '' appends nothing.
-local function append(kind, r, body)
+-- An event whose JSON the caller has written ('' appends nothing), as of when it happened.
+local function append(kind, r, body, seq, at)
   if body ~= '' then
-    put(kind, r, '"seq":' .. string.format('%d', r.seq or -1) .. ',"watched_ms":' .. string.format('%d', r.watched or 0) .. ',' .. body)
+    put(kind, r, '"seq":' .. string.format('%d', seq) .. ',"watched_ms":' .. string.format('%d', r.watched or 0) .. ',' .. body, at)
   end
-end
-
-local function append_all(r, first)
-  for i = first, #ARGV, 2 do append(ARGV[i], r, ARGV[i + 1]) end
 end
 
 local function release(r)
