@@ -42,11 +42,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"\d{1,20}(?:\.\d{0,20})?")
 _ORIGIN = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
 _CLAIMS = {name: (name,) for name in IDENTITY} | {"account": ("sub",), "session": ("sid", "jti")}
-_CACHE, _TOKEN_MAX = 10_000, 8192
+_CACHE, _TOKEN_MAX = 10_000, 16_384
 _SIGNATURE_ONLY = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
 _COLUMNS = (
     "date", "time", "timestamp", "timestamp(ms)",
-    "cs-method", "sc-status", "cs-uri-stem", "cs-uri-query", "cs(Cookie)",
+    "cs-method", "sc-status", "cs-uri-stem", "cs-uri-query", "cs(Cookie)", "cs-cookie",
 )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ class Parser:
 
     def _signal(self, request: _Request) -> Signal | Skip:
         rules = self.rules
-        path = _unquote(request.path or "")
+        path = _clean(_unquote(request.path or ""))
         match = rules.path.search(path)
         cookies, arguments = _cookies(request.cookie, rules.cookies), _arguments(request.query, rules.query)
         groups = {name: value for name, value in match.groupdict().items() if value} if match else {}
@@ -340,7 +340,7 @@ def parse_statuses(option: str, text: str) -> frozenset[int]:
 
 
 def _from_cloudfront(fields: Mapping[str, str]) -> _Request:
-    """By CloudFront's names. Its values are URL-encoded once more than the client sent them."""
+    """By CloudFront's names, standard and real-time. Values are URL-encoded once more than the client sent them."""
 
     def value(name: str) -> str:
         raw = fields.get(name) or "-"
@@ -350,13 +350,15 @@ def _from_cloudfront(fields: Mapping[str, str]) -> _Request:
         if not value(name):
             raise BadLine("missing_field", f"{name} is missing")
     time = value("timestamp(ms)") or value("timestamp") or f"{value('date')}T{value('time')}"
+    # In real-time logs the stem has the query behind it.
+    path, _, query = value("cs-uri-stem").partition("?")
     return _Request(
         time=time,
         method=value("cs-method"),
         status=value("sc-status"),
-        path=value("cs-uri-stem"),
-        query=value("cs-uri-query"),
-        cookie=value("cs(Cookie)"),
+        path=path,
+        query=value("cs-uri-query") or query,
+        cookie=value("cs(Cookie)") or value("cs-cookie"),
     )
 
 
@@ -417,6 +419,17 @@ def _unquote(text: str) -> str:
     return unquote(text, errors="surrogateescape")
 
 
+def _clean(path: str) -> str:
+    """Without `//`, `.` and `..`: the spelling under which a server looks the path up, and which the edge judges."""
+    kept: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del kept[-1:]
+        elif part not in ("", "."):
+            kept.append(part)
+    return "/" + "/".join(kept) + ("/" if kept and path.endswith(("/", "/.", "/..")) else "")
+
+
 def _arguments(query: str, wanted: Mapping[str, str]) -> dict[str, str]:
     """The first of each argument, as most servers take it."""
     if not query or not wanted:
@@ -433,5 +446,6 @@ def _cookies(header: str, wanted: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in header.split(";"):
         name, _, value = part.strip().partition("=")
-        found.setdefault(name, value.strip('"'))
-    return {name: found[cookie] for name, cookie in wanted.items() if found.get(cookie)}
+        if bare := value.strip(' "'):
+            found.setdefault(name, bare)
+    return {name: found[cookie] for name, cookie in wanted.items() if cookie in found}

@@ -193,6 +193,8 @@ class Decisions:
             item["proven_until"] = item["proven_until"] or None
             item["rules"] = list(item["rules"])  # Lua writes an empty list as {}
             item["device_type"], item["position"] = item.get("device_type"), item.get("position")
+            item["seq"] = item["seq"] if item["seq"] >= 0 else None
+            item["yields_at"] = int(item["yields_at"])
             item["account"] = account
         return list(items)
 
@@ -281,6 +283,9 @@ class Decisions:
         allowed = code == ALLOW
         said: dict[str, Any] = orjson.loads(detail) if detail else {}
         rule = said.get("rule") or None
+        retry_at, conflicts = said.get("retry_at"), said.get("conflicts") or []
+        for conflict in conflicts:
+            conflict.setdefault("device_type", None)
         self._metrics.decided(
             "allow" if allowed else "block", said.get("reason") or "", rule or "", said.get("ended", ())
         )
@@ -293,8 +298,8 @@ class Decisions:
             "by": said.get("by") or None,
             "lease_expires_at": expires or None,
             "next_heartbeat_ms": interval,
-            "retry_at": said.get("retry_at"),
-            "conflicts": said.get("conflicts") or [],
+            "retry_at": int(retry_at) if retry_at else None,
+            "conflicts": conflicts,
             "duplicate": duplicate == 1,
             "last_seq": last_seq if last_seq >= 0 else None,
             "token_expires_at": claims.expires_at or None,

@@ -42,6 +42,9 @@ def api(settings: Settings) -> int:
     """Serves the API in this process, or under uvicorn's supervisor if there are several. Returns when stopped."""
     import uvicorn
 
+    # uvicorn raises the signal that stopped it once more when it is done; being asked to stop is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     with _metrics_dir(settings) as settings:
         os.environ.update(settings.to_env())
         uvicorn.run(

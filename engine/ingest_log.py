@@ -317,7 +317,7 @@ class FileSource(Source):
         except (OSError, EOFError, zlib.error) as error:
             self.close()
             raise Unreadable(f"{self._path} cannot be read: {error}") from None
-        self._cutter, self._head = Cutter(mark.offset), head
+        self._cutter, self._head = Cutter(mark.offset, mark.line_number), head
         return True
 
     def _candidates(self) -> list[Path]:

@@ -108,7 +108,7 @@ class Settings:
     # when Redis is away
     redis_timeout_ms: int = _f(180, "a decision waits this long for Redis, then fails open", low=10, high=10_000)
     breaker_retry_ms: int = _f(500, "an open breaker tries again after", low=10)
-    gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=1000)
+    gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=2000)
 
     # background work
     outbox_high: int = _f(2_000, "events in a partition's outbox above which plain heartbeats are thinned", low=10)
@@ -125,6 +125,8 @@ class Settings:
         values: dict[str, Any] = {}
         fields = {f"PULSEGATE_{f.name.upper()}": f for f in dataclasses.fields(cls)}
         for name in env:
+            if name == "PULSEGATE_TOKEN":  # what commands that call the API authenticate with, as curl's users do
+                continue
             if name.startswith("PULSEGATE_") and name not in fields and name.removesuffix("_FILE") not in fields:
                 raise ConfigError(f"{name} is not a setting; see `pulsegate config`", field=name)
         for name, spec in fields.items():

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 SCOPES = frozenset({"signals", "read", "admin"})
 _JWKS_ALGORITHMS = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
+TOKEN_MAX = 16_384
 _JWKS_EVERY_S = 300
 _JWKS_SOONEST_S = 10
 
@@ -80,6 +81,7 @@ class Tokens:
         self._keys: dict[str, jwt.PyJWK] = {}
         self._keys_at = float("-inf")
         self._key_missed = False
+        self._jwks: dict[str, Any] = {}
         self.revoked: frozenset[str] = frozenset()
 
     def verify(self, token: str, *, grace_s: int = 0) -> Claims:
@@ -117,13 +119,15 @@ class Tokens:
         return self._clock() * 1000 > claims.expires_at + self._settings.jwt_leeway_s * 1000
 
     def _make_room(self) -> None:
-        now = self._clock() * 1000
-        self._cache = {t: c for t, c in self._cache.items() if c.expires_at > now}
-        while len(self._cache) >= self._settings.token_cache:
-            del self._cache[next(iter(self._cache))]
+        """Forgets the expired, and of the others the oldest: a quarter at once, so that it costs little per token."""
+        now, keep = self._clock() * 1000, self._settings.token_cache * 3 // 4
+        living = [(token, claims) for token, claims in self._cache.items() if claims.expires_at > now]
+        self._cache = dict(living[-keep:] if keep else [])
 
     def _decode(self, token: str) -> Claims:
         s = self._settings
+        if len(token) > TOKEN_MAX:
+            raise Unauthorized(f"the token exceeds {TOKEN_MAX} characters", code="token_invalid")
         try:
             key, algorithm = self._key(jwt.get_unverified_header(token))
             raw = jwt.decode(
@@ -146,7 +150,7 @@ class Tokens:
             raise Unauthorized("the token is for another audience", code="token_audience") from None
         except jwt.InvalidIssuerError:
             raise Unauthorized("the token is from another issuer", code="token_issuer") from None
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise Unauthorized(f"the token does not verify: {error}", code="token_invalid") from None
         return _claims(raw)
 
@@ -166,20 +170,23 @@ class Tokens:
         return key, wanted
 
     async def refresh_keys(self) -> None:
-        """Reads the JWKS when it is due: every 5 min, and soon after a token names a key we do not know."""
-        if not self._settings.jwks_url or self._clock() - self._keys_at < _JWKS_EVERY_S:
+        """Reads the JWKS every 5 min; every 10 s at most while tokens name keys we do not know, or reading fails."""
+        due = _JWKS_SOONEST_S if self._key_missed else _JWKS_EVERY_S
+        if not self._settings.jwks_url or self._clock() - self._keys_at < due:
             return
-        self._keys_at = self._clock()
+        self._keys_at, self._key_missed = self._clock(), False
         try:
             document = await self._read_jwks(self._settings.jwks_url)
-            keys = {key.key_id or "": key for key in jwt.PyJWKSet.from_dict(document).keys}
-        except (httpx.HTTPError, OSError, ValueError, jwt.PyJWTError) as error:
-            log.warning("jwks", extra={"why": str(error)})
-            self._keys_at = self._clock() - _JWKS_EVERY_S + _JWKS_SOONEST_S
+            found = jwt.PyJWKSet.from_dict(document).keys
+        except Exception as error:
+            # Whatever is wrong with the document, the keys we have stay.
+            log.warning("jwks", extra={"why": f"{type(error).__name__}: {error}"})
+            self._key_missed = True
             return
-        if keys.keys() != self._keys.keys():
+        if document != self._jwks:
             self._cache.clear()
-        self._keys = keys
+        self._jwks = document
+        self._keys = {key.key_id or "": key for key in found if key.public_key_use != "enc"}
 
     @staticmethod
     async def _read_jwks(where: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import re
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+import orjson
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from engine.errors import BadRequest
 
@@ -24,7 +25,15 @@ Kind = Literal["live", "vod"]
 State = Literal["starting", "playing", "buffering", "seeking", "paused", "ended", "error"]
 Evidence = Literal["token", "licence", "manifest", "segment"]
 
-Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX, description="1–128 printable characters")]
+# What `str.isprintable` says, for the API's description.
+PRINTABLE = r"(?:[^\p{C}\p{Z}]| )"
+Id = Annotated[
+    str,
+    Meta(
+        min_length=1, max_length=ID_MAX, description="1–128 printable characters",
+        extra_json_schema={"pattern": f"^{PRINTABLE}+$"},
+    ),
+]  # fmt: skip
 Seconds = Annotated[float, Meta(ge=0, le=1e8)]
 Millis = Annotated[int, Meta(ge=0, le=AT_MAX)]
 Seq = Annotated[int, Meta(ge=0, le=2**53 - 1, description="counts up from 0 within a run of the player")]
@@ -51,7 +60,8 @@ OWN_TYPES = frozenset(
         "resume",
     ]
 )
-_TYPE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
+EVENT_TYPE = "[a-z][a-z0-9_]{0,63}"
+_TYPE = re.compile(EVENT_TYPE)
 
 
 class Heartbeat(Struct):
@@ -70,7 +80,7 @@ class Heartbeat(Struct):
     provider: Id = ""
     title: Annotated[str, Meta(max_length=512)] = ""
     rate: Annotated[float, Meta(ge=0, le=16)] = 1.0
-    quality: Raw = Raw(b"null")
+    quality: Raw | UnsetType = UNSET
     events: Annotated[list[Raw], Meta(max_length=EVENTS_MAX)] | None = None
 
 
@@ -153,7 +163,7 @@ def decode_events(raw: list[Raw]) -> list[tuple[str, bytes]]:
     out = []
     for index, item in enumerate(raw):
         kind = decode(_event, bytes(item), f"events[{index}]").type
-        if not _TYPE.match(kind) or kind in OWN_TYPES:
+        if not _TYPE.fullmatch(kind) or kind in OWN_TYPES:
             raise BadRequest(f"events[{index}].type is reserved or not a name", field=f"events[{index}].type")
         out.append((kind, bytes(item)))
     return out
@@ -166,7 +176,13 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes, where: str = "") -> T:
             body.decode()
         if body.count(b"[") + body.count(b"{") > NESTING_MAX:
             _check_nesting(body)
-        return decoder.decode(body)
+        item = decoder.decode(body)
+        if not where:
+            # What msgspec skips must be JSON for every reader of the event log too: 1e999 is not.
+            orjson.loads(body)
+        return item
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"not valid JSON: {error.msg}", code="invalid_json", field="body") from None
     except msgspec.ValidationError as error:
         raise _named(str(error), where) from None
     except msgspec.DecodeError as error:
