@@ -88,7 +88,7 @@ class Decisions:
         args = (
             *self._common(account),
             beat.session, f"{device}\t{beat.content}\t{kind}\t{device_type}\t{provider}\t{beat.profile}\t{matched.held}",
-            beat.seq, STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), interval,
+            beat.seq, STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), "" if stretch == 1 else interval,
             int(self._settings.lifetime_ms * stretch), beat.rate, matched.policy, at,
             b"" if self._outage.thinned(k.base) else common + body + b"}", *extra,
         )  # fmt: skip

@@ -14,7 +14,7 @@
 -- ARGV[9] seq
 -- ARGV[10] state         p playing, b buffering, k seeking, s starting, a paused, e ended, f failed
 -- ARGV[11] position      ms, or '' if the player has none (live)
--- ARGV[12] interval      ms until the next heartbeat, as promised in the answer
+-- ARGV[12] interval      ms until the next heartbeat, as promised in the answer; '' for the usual
 -- ARGV[13] ttl           ms the lease lives without evidence
 -- ARGV[14] rate          playback rate
 -- ARGV[15] policy        mode, require_evidence, then name:unit:limit for each rule; tab-separated
@@ -30,8 +30,8 @@ local session, ident, seq = ARGV[7], ARGV[8], tonumber(ARGV[9])
 -- Fast path: a known session beats again, nothing but time and position has changed, its lease is alive.
 local text = redis.call('HGET', KEYS[1], session)
 if text and ARGV[16] == '' then
-  local last_seq, seen, was, position, furthest, watched, ttl, life, slot, ordinal, tail, held = string.match(text,
-    '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\n(r(%d+)\t(%d+)(\t[^\n]*))\n(.*)$')
+  local last_seq, seen, was, position, furthest, watched, ttl, life, slot, ordinal, held = string.match(text,
+    '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\t%d*\n(r(%d+)\t(%d+)\t[^\n]*)\n(.*)$')
   if last_seq and held == ident and seq > tonumber(last_seq) and seen + ttl > now
       and string.find('pbks', ARGV[10], 1, true) then
     if now < tonumber(seen) then now = tonumber(seen) end
@@ -49,7 +49,7 @@ if text and ARGV[16] == '' then
     local expires = now + ARGV[13]
     for i = 4, #KEYS do redis.call('ZADD', KEYS[i], expires, slot) end
     redis.call('HSET', KEYS[1], session, ARGV[9] .. '\t' .. stamp .. '\t' .. ARGV[10] .. '\t' .. ARGV[11] .. '\t' ..
-      furthest .. '\t' .. watched .. '\t' .. ARGV[13] .. '\n' .. life .. '\n' .. ident)
+      furthest .. '\t' .. watched .. '\t' .. ARGV[13] .. '\t' .. ARGV[12] .. '\n' .. life .. '\n' .. ident)
     local head = '","at":' .. stamp .. ',"view":' .. ordinal .. ',"seq":' .. ARGV[9] .. ','
     if ARGV[17] ~= '' then
       redis.call('XADD', KEYS[3], '*', 'e', '{"type":"heartbeat' .. head .. '"watched_ms":' .. watched .. ',' .. ARGV[17])
@@ -119,7 +119,7 @@ if not verdict.allow then
 end
 
 me = admit(ask, me, verdict)
-me.interval, me.beat_at, me.ttl = tonumber(ARGV[12]), now, ttl
+me.interval, me.beat_at, me.ttl = tonumber(ARGV[12]) or tune.interval, now, ttl
 pause(me, state, position, ask.at)
 advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]))
 me.rank = 4

@@ -710,3 +710,17 @@ class TestBookkeeping:
         world.beat()
         assert not world.stop(request_id="r")
         assert world.running() == {"s1"}
+
+
+class TestOverload:
+    def test_a_stretched_promise_stretches_the_silence_allowed(self, world: World) -> None:
+        world.beat(limit=1)
+        world.wait(10)
+        world.decisions._stretch = lambda: 2.0  # type: ignore[method-assign]
+        promised = world.beat(limit=1)
+        assert promised["next_heartbeat_ms"] == 20_000
+        assert promised["lease_expires_at"] == world.now + 60_000
+        world.wait(29)
+        assert blocked(world.beat("s2", "d2", limit=1))
+        world.wait(1.5)
+        assert allowed(world.beat("s2", "d2", limit=1))

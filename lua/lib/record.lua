@@ -2,8 +2,8 @@
 --   beat   changes with every heartbeat: what the fast path rewrites
 --   life   status letter (r running, t tentative, e ended, b blocked) and what changes with the view's life
 --   ident  who and what: sent whole by the caller, compared whole
-local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl'}
-local LIFE = {'slot', 'ordinal', 'revision', 'started', 'admitted', 'interval', 'run', 'rank', 'proven', 'origin', 'paused',
+local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl', 'interval'}
+local LIFE = {'slot', 'ordinal', 'revision', 'started', 'admitted', 'run', 'rank', 'proven', 'origin', 'paused',
   'beat_at', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'blocked', 'left', 'left_at',
   'signal_at', 'signal_rank'}
 local IDENT = {'device', 'content', 'kind', 'device_type', 'provider', 'profile', 'rules'}
@@ -36,6 +36,7 @@ local function parse(session, text)
   read_ident(r)
   local position = string.match(beat, '^[^\t]*\t[^\t]*\t[^\t]*\t(%d*)')
   if position == '' then r.position = nil end
+  if r.interval == 0 then r.interval = tune.interval end
   r.expires = r.seen + r.ttl
   return r
 end
@@ -52,6 +53,7 @@ local function format_record(r)
   for i, name in ipairs(LIFE) do life[i] = plain(r[name]) end
   -- The fast path reads these as digits, zero included.
   beat[1], beat[2], beat[6] = string.format('%d', r.seq), string.format('%d', r.seen), string.format('%d', r.watched)
+  if r.interval == tune.interval then beat[8] = '' end
   if r.position then beat[4] = string.format('%d', r.position) end
   local text = string.gsub(table.concat(life, '\t'), '\t+$', '')
   return table.concat(beat, '\t') .. '\n' .. r.status .. text .. '\n' .. r.ident
