@@ -111,8 +111,9 @@ class Settings:
     gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=2000)
 
     # background work
-    outbox_high: int = _f(2_000, "events in a partition's outbox above which plain heartbeats are thinned", low=10)
-    outbox_max: int = _f(10_000, "events a partition's outbox may hold, about", low=100)
+    outbox_keep: int = _f(1_000, "events a partition's outbox keeps; the sweep trims the older ones", low=10)
+    outbox_high: int = _f(5_000, "events above which plain heartbeats are thinned: no worker has trimmed", low=10)
+    outbox_max: int = _f(20_000, "events at which lifecycle events push out the oldest", low=10)
     worker_processes: int = _f(1, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
     sweep_groups: int = _f(
         1, "tenures over which the partitions are shared; at most as many as worker processes", low=1, high=64
@@ -146,9 +147,10 @@ class Settings:
             raise ConfigError(
                 "PULSEGATE_LIFETIME_MS must be at least stale_intervals × interval_ms", field="PULSEGATE_LIFETIME_MS"
             )
-        if self.outbox_high > self.outbox_max:
+        if not self.outbox_keep <= self.outbox_high <= self.outbox_max:
             raise ConfigError(
-                "PULSEGATE_OUTBOX_HIGH must not exceed PULSEGATE_OUTBOX_MAX", field="PULSEGATE_OUTBOX_HIGH"
+                "PULSEGATE_OUTBOX_HIGH must lie between PULSEGATE_OUTBOX_KEEP and PULSEGATE_OUTBOX_MAX",
+                field="PULSEGATE_OUTBOX_HIGH",
             )
 
     def tuning(self) -> str:

@@ -1,4 +1,6 @@
-"""The workers' composition root: `python -m workers worker|scheduler`, which is what `pulsegate worker` starts."""
+"""The workers' composition root: `python -m workers worker|scheduler`, which is what `pulsegate worker` starts, and
+`python -m workers health worker|scheduler`, which says whether they do their work.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import threading
 
 from engine.log import configure
 from engine.settings import Settings
+from workers.health import ROLES, health
 from workers.runtime import runtime
 from workers.scheduler import schedule
 from workers.tenure import TenureWorker
@@ -30,6 +33,21 @@ def scheduler() -> None:
     schedule(run, stop)
 
 
+def main(arguments: list[str]) -> int:
+    """The exit status: 0 done, 1 not healthy, 2 wrong use."""
+    match arguments:
+        case ["worker"]:
+            worker()
+        case ["scheduler"]:
+            scheduler()
+        case ["health", role] if role in ROLES:
+            return health(role)
+        case _:
+            print("usage: python -m workers [health] worker|scheduler", file=sys.stderr)
+            return 2
+    return 0
+
+
 if __name__ == "__main__":
     configure(os.environ.get("PULSEGATE_LOG_LEVEL", "info"))
-    {"worker": worker, "scheduler": scheduler}[sys.argv[1]]()
+    sys.exit(main(sys.argv[1:]))

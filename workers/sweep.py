@@ -65,5 +65,5 @@ def sweep_once(run: Runtime, group: int, now: Any = "") -> int:
             total += views
             if looked < BATCH:
                 break
-        run.session.xtrim(keys.outbox(partition), maxlen=settings.outbox_max, approximate=True)
+        run.session.xtrim(keys.outbox(partition), maxlen=settings.outbox_keep, approximate=True)
     return total

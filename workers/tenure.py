@@ -82,6 +82,15 @@ def serve(
 
 def enqueue(queue: Queue, function: str, group: int, *, timeout_s: float) -> None:
     """Queues the next tenure, unless one is waiting already."""
-    prefix = f"{function.rsplit('.', 1)[-1]}-{group}-"
-    if not any(job.startswith(prefix) for job in queue.get_job_ids()):
-        queue.enqueue(function, group, job_id=prefix + uuid.uuid4().hex[:8], job_timeout=int(timeout_s), result_ttl=60)
+    if not waiting(queue, function, group):
+        job_id = _prefix(function, group) + uuid.uuid4().hex[:8]
+        queue.enqueue(function, group, job_id=job_id, job_timeout=int(timeout_s), result_ttl=60)
+
+
+def waiting(queue: Queue, function: str, group: int) -> bool:
+    """Whether a tenure for the group is queued and not yet taken."""
+    return any(job.startswith(_prefix(function, group)) for job in queue.get_job_ids())
+
+
+def _prefix(function: str, group: int) -> str:
+    return f"{function.rsplit('.', 1)[-1]}-{group}-"
