@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import heartbeats
 from api.heartbeats import Heartbeats
-from api.http import Cors, error_answer, request_id
+from api.http import INTERNAL, Cors, error_answer, log_bug, request_id, send_error
 from api.routes import Routes
 from api.services import Services
 from engine import layout
@@ -54,7 +54,10 @@ class App:
         self._settings = settings
         self._cors = Cors(settings.cors_origins)
         self._hot: ASGIApp | None = None
-        self._rest: ASGIApp = Starlette(lifespan=self._lifespan)
+        # Given here, because Starlette reads them before the lifespan begins.
+        handlers: dict[Any, Any] = {PulsegateError: _on_error, HTTPException: _on_http_error}
+        self._rest = Starlette(lifespan=self._lifespan, exception_handlers=handlers)
+        self._rest.router.redirect_slashes = False
         self._metrics = Metrics(settings.metrics_dir)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +73,7 @@ class App:
         """Everything but the hot route: CORS, request id, errors, metrics around Starlette."""
         started = perf_counter()
         headers = dict(scope["headers"])
-        identity = request_id(scope["headers"])
+        identity = scope["request_id"] = request_id(scope["headers"])
         player = scope["path"].startswith(_PLAYER_ROUTES)
         if player and scope["method"] == "OPTIONS":
             extra = self._cors.preflight(headers.get(b"origin"))
@@ -78,7 +81,7 @@ class App:
             await send({"type": "http.response.body", "body": b""})
             return
         extra = [(b"x-request-id", identity.encode()), *(self._cors.headers(headers.get(b"origin")) if player else [])]
-        status = 500
+        status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -89,6 +92,11 @@ class App:
 
         try:
             await self._rest(scope, receive, send_with_headers)
+        except Exception as error:
+            if status:
+                raise
+            log_bug(scope, identity, error)
+            await send_error(send_with_headers, INTERNAL)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             seconds = perf_counter() - started
@@ -118,9 +126,9 @@ class App:
         services = Services(
             settings, keys, client, router, plans, tokens, revocations, metrics, outage, decisions, self._cors
         )
-        self._hot = Heartbeats(services)
-        app.router.routes.extend(Routes(services).all())
-        app.exception_handlers.update({PulsegateError: _on_error, HTTPException: _on_http_error, Exception: _on_bug})
+        hot = Heartbeats(services)
+        app.router.routes.extend(Routes(services, hot).all())
+        self._hot = hot
 
         async def replay() -> None:
             if spool.waiting and router.up:
@@ -161,10 +169,11 @@ async def _reapply(decisions: Decisions, claims: Claims, body: bytes, at: int) -
     return not decision["degraded"]
 
 
-def _answer(request: Request, error: PulsegateError) -> Response:
-    status, body, headers = error_answer(error)
+def _answer(request: Request, error: PulsegateError, status: int | None = None) -> Response:
+    usual, body, headers = error_answer(error)
+    status = status or usual
     route = getattr(request.scope.get("route"), "path", "unmatched")
-    log_failure(route, status, request_id(request.scope["headers"]), body)
+    log_failure(route, status, request.scope["request_id"], body)
     response = Response(body, status)
     response.raw_headers.extend(headers)
     return response
@@ -177,21 +186,18 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _answer(request, NotFound("no such route") if error.status_code == 404 else _HttpProblem(error))
-    response.status_code = error.status_code
+    response = _answer(request, _as_ours(error), error.status_code)
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response
 
 
-class _HttpProblem(PulsegateError):
-    def __init__(self, error: HTTPException) -> None:
-        super().__init__(error.detail, code="method_not_allowed" if error.status_code == 405 else "http")
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    log.error("bug", exc_info=error, extra={"path": request.url.path})
-    return _answer(request, PulsegateError("an error of ours; it has been logged", code="internal"))
+def _as_ours(error: HTTPException) -> PulsegateError:
+    if error.status_code == 404:
+        return NotFound("no such route", field="path")
+    if error.status_code == 405:
+        return PulsegateError("this route has no such method; see Allow", code="method_not_allowed", field="method")
+    return PulsegateError(error.detail, code="http")
 
 
 def create() -> App:

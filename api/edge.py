@@ -1,40 +1,81 @@
 """`/v1/edge/authorize`: asked by nginx (`auth_request`) or Envoy (`ext_authz`) before each segment or manifest.
 
-Answers 204, 401 or 403 and nothing else, because nginx turns every other status into a 500. The request itself is
-evidence that the stream is alive. When Pulsegate cannot tell (Redis away, overload, a bug) it lets the viewer pass.
+nginx names the viewer's request in `X-Original-URI` and `X-Original-Method` and is answered 204; Envoy appends the
+path to ours, keeps the method, and is answered 200, because it takes every other 2xx for a refusal. A refusal is 401
+or 403 with the reason in headers. Nothing else is ever answered: nginx turns every other status into a 500.
+
+The request itself is evidence that the stream is alive. Where Pulsegate cannot tell (Redis away, overload, a bug) it
+lets the viewer pass; a token it cannot read it refuses, or nonsense would be a way round the limit.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from hashlib import sha256
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, unquote, urlsplit
+from dataclasses import dataclass
 
 import orjson
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.services import Services
-from engine.errors import BadRequest, ConfigError, Forbidden, PulsegateError, Unauthorized
+from engine import edge_rules
+from engine.errors import BadRequest, Forbidden, PulsegateError, Unauthorized
+from engine.tokens import Claims
 from engine.wire import ID_MAX, Signal
 
 log = logging.getLogger(__name__)
 
-_GROUPS = ("token", "device", "content", "kind", "provider")
+ROUTE = "/v1/edge/authorize"
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+"""Envoy asks with the viewer's own method."""
+
+
+class _AnyPath(Convertor[str]):
+    """Stands in for Starlette's `path`, which does not match a newline: a viewer may send one as %0A."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("path", _AnyPath())
+
+PARTS = ("token", "device", "content", "kind", "provider")
+"""Groups that `PULSEGATE_EDGE_URI` may have."""
+
+_REFUSED = {401: {"WWW-Authenticate": "Bearer"}, 403: {}}
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the edge was asked for: `path` as nginx would look it up, `query` as it came."""
+
+    method: str
+    path: str
+    query: str
+    allowed: int
+    """The status that lets the viewer pass."""
 
 
 class Edge:
     def __init__(self, services: Services) -> None:
         self._services = services
         settings = services.settings
-        self._uri = _compile("PULSEGATE_EDGE_URI", settings.edge_uri)
-        self._manifest = _compile("PULSEGATE_EDGE_MANIFEST", settings.edge_manifest)
+        self._uri = edge_rules.compiled("PULSEGATE_EDGE_URI", settings.edge_uri, PARTS)
+        self._manifest = edge_rules.compiled("PULSEGATE_EDGE_MANIFEST", settings.edge_manifest)
 
     async def authorize(self, request: Request) -> Response:
+        asked = _asked(request)
+        if asked.method == "OPTIONS":
+            return Response(status_code=asked.allowed)
         try:
-            return await self._authorize(request)
+            token, signal, claims = self._read(request, asked)
+            return await self._judge(token, signal, claims, asked.allowed)
         except Unauthorized as error:
             return _refusal(401, error.code)
         except (Forbidden, BadRequest) as error:
@@ -43,24 +84,19 @@ class Edge:
             log.warning("edge_degraded", extra={"why": error.message})
         except Exception:
             log.exception("edge_degraded")
-        return Response(status_code=204, headers={"X-Pulsegate-Degraded": "1"})
+        return _pass(asked.allowed, degraded=True)
 
-    async def _authorize(self, request: Request) -> Response:
-        if request.headers.get("x-original-method", "").upper() == "OPTIONS":
-            return Response(status_code=204)
-        path, query = self._original(request)
-        match = self._uri.search(path)
-        named = {name: (match.groupdict().get(name) or "") for name in _GROUPS} if match else dict.fromkeys(_GROUPS, "")
-        token = self._token(request, query, named["token"])
-        device = named["device"]
-        claims = await self._services.admitted(token, "", device or _device_of(token))
-        device = claims.device or device or _device_of(token)
+    def _read(self, request: Request, asked: _Asked) -> tuple[str, Signal, Claims]:
+        """The token, the evidence that this request is, and the token's claims. Raises Unauthorized, BadRequest."""
+        named = dict.fromkeys(PARTS, "") | (edge_rules.parts(self._uri, asked.path) or {})
+        token = self._token(request, asked.query, named["token"])
+        claims = self._verified(token)
         signal = Signal(
             account=claims.account,
-            device=device,
-            evidence="manifest" if self._manifest.search(path) else "segment",
+            device=claims.device or named["device"] or edge_rules.device_of(token),
+            evidence="manifest" if self._manifest.search(asked.path) else "segment",
             content=claims.content or named["content"],
-            kind=claims.kind or (named["kind"] if named["kind"] in ("live", "vod") else ""),  # type: ignore[arg-type]
+            kind=claims.kind or named["kind"],  # type: ignore[arg-type]
             session=claims.sid or claims.jti,
             provider=named["provider"],
         )
@@ -68,37 +104,55 @@ class Edge:
             value = getattr(signal, name)
             if len(value) > ID_MAX or not value.isprintable():
                 raise BadRequest(f"{name} in the URI must be at most {ID_MAX} printable characters", field=name)
-        decision = await self._services.decisions.signal(signal, orjson.dumps({"evidence": signal.evidence}), claims)
-        if decision["decision"] == "block":
-            return _refusal(403, decision["reason"], decision["rule"], decision["retry_at"])
-        return Response(status_code=204, headers={"X-Pulsegate-Degraded": "1"} if decision["degraded"] else None)
+        return token, signal, claims
 
-    @staticmethod
-    def _original(request: Request) -> tuple[str, dict[str, list[str]]]:
-        """The path and query the viewer asked for: a header of nginx's, or the rest of the path with Envoy."""
-        uri = request.headers.get("x-original-uri") or request.headers.get("x-forwarded-uri")
-        if uri is None:
-            uri = "/" + request.path_params.get("original", "") + (f"?{request.url.query}" if request.url.query else "")
-        parts = urlsplit(uri if uri.startswith("/") else f"/{uri}")
-        return unquote(parts.path), parse_qs(parts.query)
-
-    def _token(self, request: Request, query: dict[str, list[str]], in_path: str) -> str:
+    def _token(self, request: Request, query: str, in_path: str) -> str:
+        """Header, else cookie, else query, else path. Raises Unauthorized if there is none."""
+        settings = self._services.settings
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and token.strip():
             return token.strip()
-        try:
-            cookie = SimpleCookie(request.headers.get("cookie", "")).get(self._services.settings.edge_cookie)
-        except CookieError:
-            cookie = None
-        found = (cookie.value if cookie else "") or query.get(self._services.settings.edge_query, [""])[0] or in_path
+        found = (
+            edge_rules.cookie(";".join(request.headers.getlist("cookie")), settings.edge_cookie)
+            or edge_rules.argument(query, settings.edge_query)
+            or in_path
+        )
         if not found:
             raise Unauthorized("no token in header, cookie, query or path", code="token_missing")
         return found
 
+    def _verified(self, token: str) -> Claims:
+        """The token's claims, expired or not. Raises Unauthorized, whatever is wrong with it."""
+        try:
+            return self._services.tokens.verify(token, grace_s=self._services.settings.token_grace_s)
+        except PulsegateError:
+            raise
+        except Exception as error:
+            log.debug("edge_token", exc_info=True)
+            raise Unauthorized("the token cannot be read", code="token_invalid") from error
 
-def _device_of(token: str) -> str:
-    """Where neither token nor URI names a device, a token is a device."""
-    return "token:" + sha256(token.encode()).hexdigest()[:16]
+    async def _judge(self, token: str, signal: Signal, claims: Claims, allowed: int) -> Response:
+        claims = await self._services.admitted(token, signal.session, signal.device)
+        decision = await self._services.decisions.signal(signal, orjson.dumps({"evidence": signal.evidence}), claims)
+        if decision["decision"] == "block":
+            return _refusal(403, decision["reason"], decision["rule"], decision["retry_at"])
+        return _pass(allowed, degraded=decision["degraded"])
+
+
+def _asked(request: Request) -> _Asked:
+    """The viewer's request: in nginx's headers, or with Envoy behind our own path."""
+    if "original" in request.path_params:
+        raw_path: bytes = request.scope.get("raw_path") or request.url.path.encode()
+        return _Asked(request.method, edge_rules.looked_up(raw_path[len(ROUTE) :]), request.url.query, 200)
+    headers = request.headers
+    uri = headers.get("x-original-uri") or headers.get("x-forwarded-uri") or "/"
+    path, _, query = uri.partition("#")[0].partition("?")
+    method = headers.get("x-original-method") or headers.get("x-forwarded-method") or request.method
+    return _Asked(method.upper(), edge_rules.looked_up(path.encode("latin-1")), query, 204)
+
+
+def _pass(status: int, *, degraded: bool) -> Response:
+    return Response(status_code=status, headers={"X-Pulsegate-Degraded": "1"} if degraded else None)
 
 
 def _refusal(status: int, reason: str | None, rule: str | None = None, retry_at: int | None = None) -> Response:
@@ -106,12 +160,5 @@ def _refusal(status: int, reason: str | None, rule: str | None = None, retry_at:
         "X-Pulsegate-Reason": reason or "",
         "X-Pulsegate-Rule": rule or "",
         "X-Pulsegate-Retry-At": str(retry_at or ""),
-    }
+    } | _REFUSED[status]
     return Response(status_code=status, headers={name: value for name, value in headers.items() if value})
-
-
-def _compile(variable: str, pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{variable} is not a regular expression: {error}", field=variable) from None

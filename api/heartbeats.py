@@ -7,7 +7,7 @@ from time import perf_counter
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from api.http import JSON, bearer, error_answer, read_body, request_id
+from api.http import INTERNAL, JSON, bearer, error_answer, log_bug, read_body, request_id
 from api.services import Services
 from engine.errors import PulsegateError
 from engine.log import log_failure
@@ -27,7 +27,7 @@ class Heartbeats:
         services = self._services
         started = perf_counter()
         authorization = origin = length = None
-        named = False
+        named, bug = False, None
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value
@@ -48,11 +48,16 @@ class Heartbeats:
         except PulsegateError as error:
             status, answer, headers = error_answer(error)
             named = True
+        except Exception as error:
+            bug, named = error, True
+            status, answer, headers = error_answer(INTERNAL)
         if origin is not None:
             headers = headers + services.cors.headers(origin)
         if named:
             identity = request_id(scope["headers"])
             headers = [*headers, (b"x-request-id", identity.encode())]
+            if bug is not None:
+                log_bug(scope, identity, bug)
             if status != 200:
                 log_failure(ROUTE, status, identity, answer)
         headers.append((b"content-length", str(len(answer)).encode()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -11,10 +12,12 @@ from urllib.parse import parse_qs
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive
+from starlette.types import Receive, Scope, Send
 
 from engine import errors
-from engine.errors import PulsegateError, TooLarge, Unauthorized
+from engine.errors import BadRequest, PulsegateError, TooLarge, Unauthorized
+
+log = logging.getLogger(__name__)
 
 STATUS: dict[type[PulsegateError], int] = {
     errors.TooLarge: 413,
@@ -31,6 +34,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
 _REQUEST_ID_MAX = 128
 _serial = itertools.count(1)
+INTERNAL = PulsegateError("an error of ours; it has been logged", code="internal")
 
 
 def new_request_id() -> str:
@@ -54,8 +58,9 @@ def status_of(error: PulsegateError) -> int:
 def error_answer(error: PulsegateError) -> tuple[int, bytes, RawHeaders]:
     """(status, body, headers) of an error."""
     said: dict[str, Any] = {"code": error.code, "message": error.message}
-    if error.field:
-        said["field"] = error.field
+    field = error.field or ("authorization" if isinstance(error, errors.Unauthorized | errors.Forbidden) else None)
+    if field:
+        said["field"] = field
     headers: RawHeaders = [JSON]
     if isinstance(error, errors.Overloaded):
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
@@ -64,8 +69,22 @@ def error_answer(error: PulsegateError) -> tuple[int, bytes, RawHeaders]:
     return status_of(error), orjson.dumps({"error": said}), headers
 
 
+def log_bug(scope: Scope, identity: str, error: Exception) -> None:
+    """An error nobody meant to raise; the caller is told INTERNAL. Without the path, which may carry a token."""
+    log.error("bug", exc_info=error, extra={"method": scope["method"], "request_id": identity})
+
+
+async def send_error(send: Send, error: PulsegateError) -> None:
+    """An error where there is no Starlette response to put it in."""
+    status, body, headers = error_answer(error)
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 def json_response(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, media_type="application/json")
+    """An answer that no cache may keep: it is true now."""
+    return Response(orjson.dumps(value), status, {"cache-control": "no-store"}, media_type="application/json")
 
 
 async def read_body(receive: Receive, limit: int, declared: bytes | None = None) -> bytes:
@@ -79,6 +98,8 @@ async def read_body(receive: Receive, limit: int, declared: bytes | None = None)
         size = len(body)
         while message.get("more_body"):
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise BadRequest("the body ends too soon", field="body")
             part = message.get("body", b"")
             parts.append(part)
             size += len(part)
@@ -118,17 +139,19 @@ class Cors:
         self._origins = frozenset(origin.encode() for origin in origins)
 
     def headers(self, origin: bytes | None) -> RawHeaders:
-        if origin is None or not (self._any or origin in self._origins):
-            return []
         exposed = (b"access-control-expose-headers", b"X-Request-Id, Retry-After")
         if self._any:
-            return [(b"access-control-allow-origin", b"*"), exposed]
-        return [(b"access-control-allow-origin", origin), (b"vary", b"Origin"), exposed]
+            return [(b"access-control-allow-origin", b"*"), exposed] if origin is not None else []
+        # Also to the others, or a cache would give one origin's answer to another.
+        vary = (b"vary", b"Origin")
+        if origin is None or origin not in self._origins:
+            return [vary]
+        return [(b"access-control-allow-origin", origin), vary, exposed]
 
     def preflight(self, origin: bytes | None) -> RawHeaders:
         headers = self.headers(origin)
-        if not headers:
-            return []
+        if len(headers) < 2:
+            return headers
         return [
             *headers,
             (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),

@@ -6,11 +6,15 @@ import asyncio
 
 import msgspec
 import orjson
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from api.edge import METHODS as EDGE_METHODS
 from api.edge import Edge
+from api.heartbeats import ROUTE
 from api.http import bearer, json_response, read_body, token_of
 from api.openapi import document
 from api.services import Services
@@ -26,6 +30,21 @@ _signals = msgspec.json.Decoder(list[msgspec.Raw])
 _revocation = msgspec.json.Decoder(Revocation)
 
 
+class _Any(Convertor[str]):
+    """The rest of a path, slashes and line breaks too, so that it is judged and not just unknown."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _Any())
+
+
 def _identifier(name: str, value: str | None, *, required: bool = True) -> str:
     if not value:
         if required:
@@ -37,20 +56,24 @@ def _identifier(name: str, value: str | None, *, required: bool = True) -> str:
 
 
 class Routes:
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, heartbeats: ASGIApp) -> None:
         self._services = services
+        self._heartbeats = heartbeats
         self._edge = Edge(services)
 
     def all(self) -> list[Route]:
         return [
+            # Its POST is served before routing; here for the other methods.
+            Route(ROUTE, self._heartbeats, methods=["POST"]),
             Route("/v1/check", self.check, methods=["GET"]),
-            Route("/v1/sessions/{session}/stop", self.stop, methods=["POST"]),
+            # Ids may contain a slash; DELETE, which has nothing behind the id, leaves those to stop.
+            Route("/v1/sessions/{session:any}/stop", self.stop, methods=["POST"]),
+            Route("/v1/sessions/{session:any}/takeover", self.takeover, methods=["POST"]),
             Route("/v1/sessions/{session}", self.stop, methods=["DELETE"]),
-            Route("/v1/sessions/{session}/takeover", self.takeover, methods=["POST"]),
-            Route("/v1/accounts/{account}/sessions", self.sessions, methods=["GET"]),
+            Route("/v1/accounts/{account:any}/sessions", self.sessions, methods=["GET"]),
             Route("/v1/signals", self.signals, methods=["POST"]),
             Route("/v1/edge/authorize", self._edge.authorize, methods=["GET", "POST"]),
-            Route("/v1/edge/authorize/{original:path}", self._edge.authorize, methods=["GET", "POST"]),
+            Route("/v1/edge/authorize/{original:path}", self._edge.authorize, methods=EDGE_METHODS),
             Route("/v1/tokens/revoke", self.revoke, methods=["POST"]),
             Route("/healthz", self.healthz, methods=["GET"]),
             Route("/readyz", self.readyz, methods=["GET"]),

@@ -9,7 +9,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from api.http import Cors
 from engine.decisions import Decisions
-from engine.errors import Forbidden, Unauthorized
+from engine.errors import Forbidden, Unauthorized, Unavailable
 from engine.keys import Keys
 from engine.metrics import Metrics
 from engine.outages import Outage
@@ -47,7 +47,11 @@ class Services:
         if not claims.account:
             raise Forbidden("needs a player's token: sub names the account", code="account")
         if self.tokens.expired(claims):
-            running = await self.decisions.sessions(claims.account)
+            try:
+                running = await self.decisions.sessions(claims.account)
+            except Unavailable:
+                # Whether it is admitted cannot be known; a paying viewer is not punished for that.
+                return claims
             if not any(item["session"] == session or (device and item["device"] == device) for item in running):
                 raise Unauthorized("the token has expired", code="token_expired")
         return claims

@@ -8,7 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from engine import deployment, ingest_log
+from engine import deployment
+from engine.cdnlog import command, options
 from engine.errors import PulsegateError
 from engine.settings import Settings
 from engine.tokens import SCOPES, issue
@@ -68,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     config.set_defaults(do=_config)
 
     logs = commands.add_parser("ingest-log", help="turns CDN access logs into signals")
-    ingest_log.add_arguments(logs)
-    logs.set_defaults(do=ingest_log.run)
+    options.add_arguments(logs)
+    logs.set_defaults(do=command.run)
     return parser
 
 

@@ -46,13 +46,20 @@ def api(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     with _metrics_dir(settings) as settings:
-        os.environ.update(settings.to_env())
+        _export(settings)
         uvicorn.run(
             "api.app:create", factory=True, host=settings.host, port=settings.port, workers=settings.processes, access_log=False,
             log_config=None, server_header=False, date_header=False, proxy_headers=False, timeout_graceful_shutdown=10,
             loop="uvloop", http="httptools", ws="none", backlog=4096,
         )  # fmt: skip
     return 0
+
+
+def _export(settings: Settings) -> None:
+    """The settings as this process's environment, in place of what they came from (a secret's file, say)."""
+    for name in [name for name in os.environ if name.startswith("PULSEGATE_")]:
+        del os.environ[name]
+    os.environ.update(settings.to_env())
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ PulsegateError
 ├── Overloaded          429  try again after `retry_after_s`
 ├── Unavailable         503  session Redis is away and the call cannot fail open
 ├── ConfigError         a setting or plan is wrong; names the variable or the table
-└── LayoutMismatch      this deployment was created with another layout
+├── LayoutMismatch      this deployment was created with another layout
+└── (BadLine, Refused, IngestError, Unreadable: `engine/cdnlog/errors.py`; they never leave that package)
 
 `code` is stable and meant for programs, `message` for people, `field` for forms. `api/errors.py` holds the
 one table that maps the tree to HTTP.

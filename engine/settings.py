@@ -91,7 +91,7 @@ class Settings:
     edge_cookie: str = _f("pulsegate", "cookie that may carry the player's token")
     edge_query: str = _f("token", "query argument of the original URI that may carry it")
     edge_uri: str = _f(
-        r"^/(?:t/(?P<token>[^/]+)/)?(?P<kind>live|vod)/(?P<content>[^/]+)/",
+        r"^/(?:t/(?P<token>[^/]+)/)?(?P<kind>live|vod)/(?P<content>[^/]+)",
         "regular expression over the original URI's path; groups token, device, content, kind, provider",
     )
     edge_manifest: str = _f(r"\.(m3u8|mpd)$", "regular expression: paths that are manifests; all others are segments")

@@ -141,17 +141,19 @@ class Tokens:
                     "require": ["exp"],
                     "verify_exp": False,
                     "verify_iat": False,
+                    "verify_nbf": False,
                     "verify_aud": bool(s.jwt_audience),
                 },
             )
-        except jwt.ImmatureSignatureError:
-            raise Unauthorized("the token is not valid yet", code="token_not_yet_valid") from None
         except jwt.InvalidAudienceError:
             raise Unauthorized("the token is for another audience", code="token_audience") from None
         except jwt.InvalidIssuerError:
             raise Unauthorized("the token is from another issuer", code="token_issuer") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise Unauthorized(f"the token does not verify: {error}", code="token_invalid") from None
+        begins = _seconds(raw, "nbf") if "nbf" in raw else 0
+        if begins > self._clock() + s.jwt_leeway_s:
+            raise Unauthorized("the token is not valid yet", code="token_not_yet_valid")
         return _claims(raw)
 
     def _key(self, header: dict[str, Any]) -> tuple[Any, str]:
@@ -198,6 +200,13 @@ class Tokens:
         return dict(json.loads(await asyncio.to_thread(Path(where).read_text, encoding="utf-8")))
 
 
+def _seconds(raw: dict[str, Any], claim: str) -> float:
+    value = raw[claim]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
+        raise Unauthorized(f"claim {claim} must be seconds since the epoch", code="token_claims")
+    return value
+
+
 def _claims(raw: dict[str, Any]) -> Claims:
     texts = {}
     for name, claim in (
@@ -220,12 +229,9 @@ def _claims(raw: dict[str, Any]) -> Claims:
     scopes = frozenset(scope.replace(",", " ").split()) & SCOPES if isinstance(scope, str) else frozenset()
     if not texts["account"] and not scopes:
         raise Unauthorized("the token names neither an account (sub) nor a scope", code="token_claims")
-    expires = raw["exp"]
-    if not isinstance(expires, int | float) or not 0 < expires < 1e11:
-        raise Unauthorized("claim exp must be seconds since the epoch", code="token_claims")
     return Claims(
         **texts, max_streams=limit, profiles=frozenset(profiles) if profiles is not None else None, scopes=scopes,
-        expires_at=int(expires * 1000),
+        expires_at=int(_seconds(raw, "exp") * 1000),
     )  # fmt: skip
 
 

@@ -59,6 +59,19 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 15.0, every
         time.sleep(every_s)
 
 
+def _descendants(pid: int) -> list[int]:
+    """The processes that `pid` has started, and theirs; parts of Pulsegate run in sessions of their own."""
+    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in table.splitlines():
+        child, parent = line.split()
+        children.setdefault(int(parent), []).append(int(child))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found[1:]
+
+
 class Child:
     """One program: started, stopped by SIGTERM or killed; what it says goes to `log`."""
 
@@ -107,8 +120,9 @@ class Child:
     def kill(self) -> None:
         """kill -9 for it and all its children, as a crash of the machine would."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            for pid in (self._process.pid, *_descendants(self._process.pid)) if self.running else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._process.wait()
 
     def said(self) -> str:
@@ -118,11 +132,8 @@ class Child:
         """Stops it whatever state it is in."""
         if self.running:
             self.send(signal.SIGCONT)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.stop()
-            except subprocess.TimeoutExpired:
-                return
-        self.kill()
 
     def __enter__(self) -> Self:
         return self.start()
