@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _PLAYER_ROUTES = ("/v1/heartbeats", "/v1/check", "/v1/sessions/", "/v1/accounts/")
 _SLOW_EVERY_S = 5.0
+# redis-py's client serves chores and administration; the hot path has deadlines of its own.
+_CLIENT_S = 1.0
 
 
 class App:
@@ -108,7 +110,7 @@ class App:
         settings, metrics = self._settings, self._metrics
         configure(settings.log_level)
         keys, outage = Keys(settings.prefix, settings.partitions), Outage()
-        client: Any = await connect(settings.redis_url)
+        client: Any = await connect(settings.redis_url, socket_timeout=_CLIENT_S, socket_connect_timeout=_CLIENT_S)
         await layout.ensure(client, keys)
         router = Router(
             settings.redis_url, client, timeout_ms=settings.redis_timeout_ms, retry_ms=settings.breaker_retry_ms

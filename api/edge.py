@@ -98,7 +98,7 @@ class Edge:
             content=claims.content or named["content"],
             kind=claims.kind or named["kind"],  # type: ignore[arg-type]
             session=claims.sid or claims.jti,
-            provider=named["provider"],
+            provider=claims.provider or named["provider"],
         )
         for name in ("device", "content", "provider"):
             value = getattr(signal, name)
@@ -133,6 +133,8 @@ class Edge:
 
     async def _judge(self, token: str, signal: Signal, claims: Claims, allowed: int) -> Response:
         claims = await self._services.admitted(token, signal.session, signal.device)
+        if not signal.content:
+            self._services.metrics.edge_without_content.inc()
         decision = await self._services.decisions.signal(signal, orjson.dumps({"evidence": signal.evidence}), claims)
         if decision["decision"] == "block":
             return _refusal(403, decision["reason"], decision["rule"], decision["retry_at"])

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from engine import deployment
+from engine import deployment, lifeline
 from engine.cdnlog import command, options
 from engine.errors import PulsegateError
 from engine.settings import Settings
@@ -17,6 +17,7 @@ from engine.tokens import SCOPES, issue
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 failed, 2 wrong use."""
+    lifeline.hold()
     args = _parser().parse_args(argv)
     try:
         return int(args.do(args) or 0)

@@ -27,6 +27,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
+from engine import lifeline
 from engine.embedded import DURABLE, Server
 from engine.errors import ConfigError
 from engine.plans import PlanFile
@@ -201,7 +202,8 @@ class Part:
 
     def start(self) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGATE_")} | self._settings.to_env()
-        self._process = subprocess.Popen(self._command, env=env, start_new_session=True)
+        env[lifeline.VARIABLE] = "1"
+        self._process = subprocess.Popen(self._command, env=env, stdin=subprocess.PIPE, start_new_session=True)
 
     def failed(self) -> bool:
         return self._process is not None and self._process.poll() is not None
@@ -216,10 +218,15 @@ class Part:
                 flush=True,
             )
             self._died_at = time.monotonic()
+            self.stop()
             self.start()
 
     def stop(self) -> None:
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        if self._process.poll() is not None:
             return
         self._process.terminate()
         try:

@@ -48,6 +48,7 @@ class Server:
     def start(self) -> None:
         """Starts and waits until the server answers. Raises ConfigError with the end of its log."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._end_orphan()
         self._log = (self.directory / "valkey.log").open("ab")
         options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self.directory), **self._options}
         command = [str(get_binary_path()), *(part for key, value in options.items() for part in (f"--{key}", value))]
@@ -60,6 +61,22 @@ class Server:
                     tail = (self.directory / "valkey.log").read_text(errors="replace")[-800:]
                     raise ConfigError(f"the embedded Valkey server did not start:\n{tail}")
                 time.sleep(0.02)
+
+    def _end_orphan(self) -> None:
+        """Stops a server that still runs on this directory, left by a supervisor that was killed.
+
+        Two servers on one append-only file would destroy it.
+        """
+        try:
+            port = int((self.directory / "port").read_text())
+            with Redis(port=port, socket_timeout=1) as client:
+                if client.config_get("dir")["dir"] == str(self.directory):
+                    client.shutdown(nosave=True)
+                    while _answers(client):
+                        time.sleep(0.02)
+        except (OSError, ValueError, KeyError, RedisError):
+            pass
+        (self.directory / "port").write_text(str(self.port))
 
     @property
     def pid(self) -> int:

@@ -13,7 +13,7 @@ PulsegateError
 ├── LayoutMismatch      this deployment was created with another layout
 └── (BadLine, Refused, IngestError, Unreadable: `engine/cdnlog/errors.py`; they never leave that package)
 
-`code` is stable and meant for programs, `message` for people, `field` for forms. `api/errors.py` holds the
+`code` is stable and meant for programs, `message` for people, `field` for forms. `api/http.py` holds the
 one table that maps the tree to HTTP.
 """
 

@@ -50,6 +50,11 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=r,
         )
+        self.edge_without_content = PromCounter(
+            "pulsegate_edge_without_content",
+            "Edge requests whose URI names no content: they refresh, but start nothing. Many: see PULSEGATE_EDGE_URI.",
+            registry=r,
+        )
         self.overloaded = PromCounter("pulsegate_overloaded", "Requests answered 429.", registry=r)
         self.degraded = PromCounter("pulsegate_degraded", "Answers given without Redis.", registry=r)
         self.spooled = PromCounter(

@@ -36,7 +36,7 @@ Id = Annotated[
 ]  # fmt: skip
 Seconds = Annotated[float, Meta(ge=0, le=1e8)]
 Millis = Annotated[int, Meta(ge=0, le=AT_MAX)]
-Seq = Annotated[int, Meta(ge=0, le=2**53 - 1, description="counts up from 0 within a run of the player")]
+Seq = Annotated[int, Meta(ge=0, le=AT_MAX, description="counts up from 0 within a run of the player")]
 
 STATES: dict[str, str] = {
     "playing": "p", "buffering": "b", "seeking": "k", "starting": "s", "paused": "a", "ended": "e", "error": "f",

@@ -320,7 +320,7 @@ class TestRun:
             def decides() -> bool:
                 try:
                     answer = httpx.post(
-                        url, json=beat | {"seq": time.time_ns() // 1000}, headers=headers, trust_env=False
+                        url, json=beat | {"seq": time.time_ns() // 1_000_000}, headers=headers, trust_env=False
                     )
                 except httpx.TransportError:
                     return False
@@ -332,6 +332,29 @@ class TestRun:
                 os.kill(pid, signal.SIGKILL)
             wait_for(lambda: len(self.children(child.pid) - children) == len(children), "all parts are new", 30)
             wait_for(decides, "decides again", 30)
+            assert child.stop() == 0
+
+    def test_kill_9_leaves_nothing_behind_and_loses_nothing(self, tmp_path: Path) -> None:
+        port, data = free_port(), tmp_path / "data"
+        with self.run(data, port, tmp_path / "one.log") as child:
+            self.ready(child, port)
+            token = self.token(data, "--account", "ann", "--max-streams", "1")
+            headers = {"Authorization": f"Bearer {token}"}
+            beat = {"session": "s", "device": "d", "content": "c", "kind": "live", "state": "playing", "seq": 0}
+            url = f"http://127.0.0.1:{port}/v1/heartbeats"
+            assert httpx.post(url, json=beat, headers=headers, trust_env=False).json()["decision"] == "allow"
+            parts = self.children(child.pid)
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            server = {p for p in parts if b"valkey" in Path(f"/proc/{p}/cmdline").read_bytes()}
+            wait_for(
+                lambda: not any(Path(f"/proc/{p}").exists() for p in parts - server), "the parts have followed", 20
+            )
+        with self.run(data, port, tmp_path / "two.log") as child:
+            self.ready(child, port)
+            assert not any(Path(f"/proc/{p}").exists() for p in server), "its server was stopped before ours started"
+            other = beat | {"session": "s2", "device": "d2"}
+            assert httpx.post(url, json=other, headers=headers, trust_env=False).json()["decision"] == "block"
             assert child.stop() == 0
 
     @staticmethod

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 
+from engine import lifeline
 from engine.log import configure
 from engine.settings import Settings
 from workers.health import ROLES, health
@@ -49,5 +50,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    lifeline.hold()
     configure(os.environ.get("PULSEGATE_LOG_LEVEL", "info"))
     sys.exit(main(sys.argv[1:]))
