@@ -27,12 +27,13 @@
 local sessions_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
 local session, ident, seq = ARGV[7], ARGV[8], tonumber(ARGV[9])
 
--- Fast path: a known session beats again, nothing but time and position has changed, its lease is alive.
+-- Fast path: a known session beats again, nothing but time and position has changed, its lease is alive. (Its rank is a
+-- player's, no refusal is noted, and it does not end sooner than the account's deadline says.)
 local text = redis.call('HGET', KEYS[1], session)
 if text and ARGV[16] == '' then
   local last_seq, seen, was, position, furthest, watched, ttl, life, slot, ordinal, held = string.match(text,
-    '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\t%d*\n(r(%d+)\t(%d+)\t[^\n]*)\n(.*)$')
-  if last_seq and held == ident and seq > tonumber(last_seq) and seen + ttl > now
+    '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\t%d*\n(r(%d+)\t(%d+)\t4\t\t[^\n]*)\n(.*)$')
+  if last_seq and held == ident and seq > tonumber(last_seq) and seen + ttl > now and ttl - ARGV[13] <= 0
       and string.find('pbks', ARGV[10], 1, true) then
     if now < tonumber(seen) then now = tonumber(seen) end
     local elapsed = now - seen
@@ -109,7 +110,12 @@ if verdict and verdict.allow then
   settle()
   return {0, verdict.expires, me.seq, 0, ''}
 end
-if me and me.reason == 'paused_timeout' and state == 'a' then return {0, 0, me.seq, 0, ''} end
+-- The pause has ended its view, or is about to: a player that is paused still changes nothing.
+local paused = state == 'a' and not moving(ask, me, position)
+if me and paused and me.content == ask.content and
+    (me.reason == 'paused_timeout' or (me.status == 'r' and me.paused > 0 and not alive(me))) then
+  return {0, 0, me.seq, 0, ''}
+end
 ask = candidate(ask, me)
 verdict = verdict or judge(ask)
 if not verdict.allow then
@@ -120,7 +126,7 @@ end
 
 me = admit(ask, me, verdict)
 me.interval, me.beat_at, me.ttl = tonumber(ARGV[12]) or tune.interval, now, ttl
-pause(me, state, position, ask.at)
+pause(me, paused, position, ask.at)
 advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]))
 me.rank = 4
 hold(me)

@@ -63,12 +63,17 @@ end
 local verdict = sticky(me)
 if not verdict then
   if ask.content == '' or (ARGV[14] == 'observe' and not me) then return answer({0, 0, -1, 0, ''}) end
+  local back = false
   if me and me.status == 'e' and LEFT[me.reason] then
-    ask.alone = me.reason == 'superseded'
+    back = me.reason == 'superseded'
     me, ask.session = nil, born
   end
-  me = me or records[ask.session]
-  if rides(ask, me, lifetime) then return answer({0, 0, -1, 0, ''}) end
+  me, ask.alone = me or records[ask.session], back
+  if not (me and me.status == 'r' and alive(me)) then
+    local riding, tentative = rides(ask, born, lifetime, back)
+    if riding then return answer({0, 0, -1, 0, ''}) end
+    me = tentative or me
+  end
   ask.proven = now + tune.unproven
   verdict = judge(candidate(ask, me))
 end

@@ -62,12 +62,13 @@ local function choose(ask, holders, need)
   return chosen
 end
 
--- The need-th earliest moment at which one of the holders may go; nil if they never can.
-local function opens_at(holders, need)
-  local times = {}
-  for _, r in ipairs(holders) do
-    local at = yields_at(r)
-    times[#times + 1] = at > now and at or r.expires
+-- The need-th earliest moment at which one of the holders may go; nil if they never can. An unproven stream waits
+-- until a proven one has expired.
+local function opens_at(ask, holders, need)
+  local weak, times = unproven(ask, ask.policy.require_evidence), {}
+  for i, r in ipairs(holders) do
+    local takeable = not weak or unproven(r, ask.policy.require_evidence)
+    times[i] = takeable and math.max(yields_at(r), now) or r.expires
   end
   table.sort(times)
   return times[need]
@@ -88,7 +89,7 @@ local function judge(ask)
           end
         end
         if #chosen < need then
-          local retry = opens_at(holders, need)
+          local retry = opens_at(ask, holders, need)
           refusal = refusal or {allow = false, reason = 'limit_reached', rule = rule.name, limit = rule.limit, conflicts = holders}
           refusal.retry_at = retry and math.max(refusal.retry_at or 0, retry) or refusal.retry_at
         end
@@ -142,7 +143,7 @@ end
 -- same device and content (adopted), or that of its device's earlier session (superseded).
 local function candidate(ask, me)
   local running = me and me.status == 'r'
-  ask.freed, ask.proven, ask.paused = {[ask.session] = true}, math.max(ask.proven or 0, me and me.proven or 0), 0
+  ask.freed, ask.proven, ask.paused = {[ask.session] = true}, math.max(ask.proven or 0, running and me.proven or 0), 0
   local earlier
   ask.debt = debt_of(ask.device)
   for _, r in pairs(records) do
@@ -156,7 +157,7 @@ local function candidate(ask, me)
       end
     end
   end
-  if earlier and not ask.alone and not (me and me.reason == 'superseded') then
+  if earlier and not ask.alone and not (me and me.status == 'e' and me.reason == 'superseded') then
     if affords(ask.debt) then
       ask.earlier, ask.debt = earlier, ask.debt + tune.refill
       ask.freed[earlier.session] = true

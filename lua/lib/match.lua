@@ -15,7 +15,8 @@ end
 -- By the session it names, else by (device, content), else without content by device. Returns the record or
 -- nil, and true if the evidence belongs to a view that its device has left or stopped.
 local function match(ask, linked)
-  if linked and WEIGHT[linked.status] and (ask.content == '' or linked.content == ask.content or linked.origin == 's') then
+  if linked and WEIGHT[linked.status] and
+      (ask.content == '' or linked.content == ask.content or (linked.origin == 's' and linked.status ~= 't')) then
     if linked.status == 'e' and LEFT[linked.reason] and
         (ask.at <= linked.ended or (linked.content == ask.content and now < linked.ended + tune.left)) then return linked, true end
     return linked, false
@@ -29,7 +30,8 @@ local function match(ask, linked)
   end
   if found and found.status ~= 'e' then return found, false end
   for _, r in pairs(records) do
-    if r.device == ask.device and ask.content ~= '' and r.left == ask.content and now < r.left_at + tune.left then return r, true end
+    if r.device == ask.device and ask.content ~= '' and r.left == ask.content and
+        (ask.at <= r.left_at or now < r.left_at + tune.left) then return r, true end
   end
   if found and LEFT[found.reason] then
     return found, ask.at <= found.ended or now < found.ended + tune.left
@@ -37,11 +39,11 @@ local function match(ask, linked)
   return found, false
 end
 
--- Keeps a running session alive. Segments mean that a paused player is playing after all.
+-- Keeps a running session alive. Later segments mean that a paused player is playing after all.
 local function refresh(r, rank, lifetime, at)
   if rank < r.rank then return end
   if r.paused > 0 then
-    if rank < 4 then return end
+    if rank < 4 or at <= r.seen then return end
     r.paused = 0
     emit('resume', r, {evidence = true})
   end
@@ -56,27 +58,28 @@ end
 -- Evidence for other content on a device whose player is beating may be a zap about to be reported, or the
 -- next episode being prefetched: it rides on the device's slot for two intervals. When both go on after that
 -- they are two streams, and this one needs a slot of its own.
-local function rides(ask, me, lifetime)
-  local player
+-- Content that was superseded and is fetched again (`back`: a zap back, or the other of two streams) rides in the
+-- same way on whatever the device runs by now. Returns whether it rides, and the tentative record under the id `born` if there is one.
+local function rides(ask, born, lifetime, back)
+  local t, player = records[born], nil
+  back = back or (t and t.status == 't' and t.reason == 'superseded')
   for _, r in pairs(records) do
-    if r.status == 'r' and r.origin == 'p' and r.device == ask.device and r.session ~= ask.session and yields_at(r) > now then
+    if r.status == 'r' and (r.origin == 'p' or back) and r.device == ask.device and r.session ~= born and yields_at(r) > now and
+        (not player or r.seen > player.seen) then
       player = r
     end
   end
   if not player then return false end
-  if me and me.status == 'b' and now < me.seen + tune.left then
-    me.seen = now
-    save(me)
-    ask.alone = true
-    return false
+  if not t or t.status ~= 't' or now >= t.seen + tune.left then
+    if t and t.status == 'r' then end_view(t, t.paused > 0 and 'paused_timeout' or 'timeout') end
+    local ordinal = t and t.ordinal or 0
+    t = blank(ask.ident, born, 't')
+    t.started, t.seen, t.origin, t.ttl, t.ordinal = ask.at, ask.at, 's', lifetime, ordinal
+    if back then t.reason, t.by = 'superseded', player.session end
+    records[born] = t
   end
-  if not me or me.status ~= 't' then
-    me = blank(ask.ident, ask.session, 't')
-    me.started, me.origin, me.ttl = ask.at, 's', lifetime
-    records[me.session] = me
-  end
-  me.seen = math.max(me.seen, ask.at)
-  save(me)
-  ask.alone = true
-  return not (me.seen > me.started + 2 * tune.interval and player.seen > me.started + 2 * tune.interval)
+  t.seen = math.max(t.seen, ask.at)
+  save(t)
+  ask.alone, ask.session = true, born
+  return not (t.seen > t.started + 2 * tune.interval and player.seen > t.started + 2 * tune.interval), t
 end

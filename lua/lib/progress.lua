@@ -1,9 +1,13 @@
 -- progress: what a heartbeat says about playback: pause, position, time watched.
 
--- Paused keeps its slot for a while (lib/account.lua); paused with an advancing position is playing.
-local function pause(me, state, position, at)
-  local moving = me.state == 'a' and position and me.position and position > me.position + 1000
-  if state == 'a' and not moving then
+-- Paused with an advancing position is playing.
+local function moving(ask, me, position)
+  return me and me.content == ask.content and me.state == 'a' and position and me.position and position > me.position + 1000
+end
+
+-- Paused keeps its slot for a while (lib/account.lua).
+local function pause(me, paused, position, at)
+  if paused then
     if me.paused == 0 then
       me.paused = now
       emit('pause', me, {position = position and position / 1000})

@@ -85,11 +85,20 @@ local function admit(ask, me, verdict)
   local slot, admitted = ask.heir and ask.heir.slot, ask.heir and ask.heir.admitted
   local adopted = ask.adopted and ask.adopted.status == 'r' and ask.adopted or nil
   if ask.earlier then end_view(ask.earlier, 'superseded', ask.session) end
+  if adopted and me and me.status == 'r' and me.content == ask.content then
+    -- It has a view of its own going on; two views cannot become one.
+    end_view(adopted, 'superseded', ask.session)
+    adopted = nil
+  end
   if adopted then release(adopted) end
   if ask.adopted then forget(ask.adopted) end
 
   local new = not me or me.status == 'b' or me.status == 't'
-  if new then me = blank(ask.ident, ask.session, 'r') end
+  if new then
+    local ordinal = me and me.ordinal or 0
+    me = blank(ask.ident, ask.session, 'r')
+    me.ordinal = ordinal
+  end
   local known = me.content
   if me.status == 'r' and me.slot > 0 then
     release(me)
@@ -100,7 +109,7 @@ local function admit(ask, me, verdict)
   end
   me.ident = ask.ident
   read_ident(me)
-  local reopens = me.status == 'e' and REOPENS[me.reason] and now < me.ended + tune.reopen and known == ask.content
+  local reopens = not adopted and me.status == 'e' and REOPENS[me.reason] and now < me.ended + tune.reopen and known == ask.content
   if reopens then
     me.revision = me.revision + 1
     emit('view_reopen', me, {reason = me.reason})
@@ -128,7 +137,7 @@ end
 local function note_block(ask, me, verdict)
   local mark = verdict.rule ~= '' and verdict.rule or verdict.reason
   if me and me.blocked == mark and (me.status ~= 'b' or me.ident == ask.ident) then return end
-  if not me or me.status == 'b' or me.status == 't' then
+  if not me or me.status == 'b' then
     me = blank(ask.ident, ask.session, 'b')
     me.ended = now
   end
