@@ -95,6 +95,8 @@ class Plan:
             rules = [Rule(r.name, max_streams, r.unit) if not r.selects else r for r in rules]
             if all(rule.selects for rule in self.rules):
                 rules.insert(0, Rule("streams", max_streams))
+        # Narrow rules first: who leaves for one often frees the wider ones too, so fewer streams have to go.
+        rules.sort(key=lambda rule: rule.limit)
         names = tuple(rule.name for rule in rules)
         parts = [
             self.at_limit,

@@ -69,6 +69,7 @@ if not verdict then
     me, ask.session = nil, born
   end
   me, ask.alone = me or records[ask.session], back
+  if moved_on(ask) then return answer({0, 0, -1, 0, ''}) end
   if not (me and me.status == 'r' and alive(me)) then
     local riding, tentative = rides(ask, born, lifetime, back)
     if riding then return answer({0, 0, -1, 0, ''}) end

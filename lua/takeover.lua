@@ -65,7 +65,7 @@ me.interval, me.beat_at, me.rank, me.seen = tonumber(ARGV[10]), now, 4, now
 me.ttl = me.paused > 0 and math.max(0, me.paused + tune.paused_end - now) or tonumber(ARGV[11])
 hold(me)
 settle()
-redis.call('SET', KEYS[5], used + 1, 'PX', tune.takeover_window)
+if used == 0 then redis.call('SET', KEYS[5], 1, 'PX', tune.takeover_window) else redis.call('INCR', KEYS[5]) end
 local reply = allow(me, 0, verdict.leaving)
 if ARGV[13] ~= '' then redis.call('SET', KEYS[4], cjson.encode(reply), 'PX', ARGV[14]) end
 return reply

@@ -53,7 +53,8 @@ class Plan:
     require_evidence: bool = False
 
     def matching(self, kind: str) -> tuple[Rule, ...]:
-        return tuple(rule for rule in self.rules if not rule.kind or not kind or rule.kind == kind)
+        matching = (rule for rule in self.rules if not rule.kind or not kind or rule.kind == kind)
+        return tuple(sorted(matching, key=lambda rule: rule.limit))  # narrow first: fewer have to go
 
 
 @dataclass
@@ -279,6 +280,9 @@ class Account:
             known = self.sessions.get(born)
             back = ask.alone or bool(known and known.phase is Phase.RIDING and known.reason == "superseded")
             me = me or self.sessions.get(ask.session)
+            mine = [s for s in self._of_device(device) if s.phase is Phase.RUNNING]
+            if any(s.started > at for s in mine):
+                return Answer()  # from before what the device runs now
             if not (me and self._alive(me)):
                 riding = self._ride(ask, born, lifetime, back)
                 if riding:
@@ -540,7 +544,8 @@ class Account:
         """The session the evidence is about, and whether it belongs to a view that the device has left."""
         if linked and linked.phase is not Phase.REFUSED:
             same = ask.content in ("", linked.content)
-            if same or (not linked.player and linked.phase is not Phase.RIDING):
+            others = (s for s in self._of_device(ask.device) if s.phase is Phase.RUNNING and s.content == ask.content)
+            if same or (not linked.player and linked.phase is not Phase.RIDING and not any(others)):
                 if linked.phase is Phase.ENDED and linked.reason in LEFT:
                     recent = linked.content == ask.content and self.now < linked.ended_at + LEFT_WITHIN
                     return linked, recent or ask.at <= linked.ended_at

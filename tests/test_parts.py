@@ -147,7 +147,7 @@ class TestPlanFile:
             "default='p'\n[[plans.p.rules]]\nname='all'\nlimit=2\n[[plans.p.rules]]\nname='live'\nlimit=1\nkind='live'"
         )
         plan = plans.parse(text).get("p")
-        assert plan.match("live", "", "", "c", 7).policy == "deny_new\t0\tall:d:7\tlive:d:1"
+        assert plan.match("live", "", "", "c", 7).policy == "deny_new\t0\tlive:d:1\tall:d:7"
         assert plan.match("vod", "", "", "c", None).policy == "deny_new\t0\tall:d:2"
         only_live = plans.parse(text.replace("name='all'", "name='all'\nprovider='x'")).get("p")
         assert only_live.match("vod", "y", "", "c", 3).policy == "deny_new\t0\tstreams:d:3"

@@ -724,3 +724,50 @@ class TestOverload:
         assert blocked(world.beat("s2", "d2", limit=1))
         world.wait(1.5)
         assert allowed(world.beat("s2", "d2", limit=1))
+
+
+class TestFewest:
+    def test_one_stream_leaves_where_one_is_enough(self, backend: str, prefix: str) -> None:
+        """Both rules are full; the oldest live stream holds both, the oldest of all only one."""
+        plans = """
+default = "p"
+[plans.p]
+at_limit = "stop_oldest"
+[[plans.p.rules]]
+name = "streams"
+limit = 2
+[[plans.p.rules]]
+name = "live"
+limit = 1
+kind = "live"
+"""
+        with World(backend, prefix, plans) as world:
+            world.beat("film", "d1")
+            world.wait(1)
+            world.beat("news", "d2", "news", kind="live")
+            assert allowed(world.beat("sport", "d3", "sport", kind="live"))
+            assert world.running() == {"film", "sport"}
+
+    def test_evidence_from_before_what_the_device_runs_now_is_history(self, world: World) -> None:
+        world.wait(20)
+        world.signal("d1", "two", limit=1)
+        assert allowed(world.signal("d1", "one", at=world.now - 5_000, limit=1))
+        assert [s["content"] for s in world.sessions()] == ["two"]
+
+    def test_a_token_session_that_zaps_to_what_the_player_runs_counts_once(self, world: World) -> None:
+        world.signal("d1", "one", session="sid")
+        world.wait(1)
+        world.beat("s1", "d1", "two")
+        world.signal("d1", "two", session="sid")
+        assert len(world.leases()) == 1
+
+    def test_a_second_refusal_after_an_admission_is_a_transition_again(self, world: World) -> None:
+        """The note of a refusal is cleared even when the fast path would be open."""
+        world.beat("s1", "d1", "news", kind="live", plan="live_one")
+        world.beat("s2", "d2", "film", plan="live_one")
+        for n in (1, 2):
+            world.wait(1)
+            assert blocked(world.beat("s2", "d2", "news", kind="live", plan="live_one"))
+            world.wait(1)
+            assert allowed(world.beat("s2", "d2", "film", plan="live_one"))
+            assert len(world.events("a", "block")) == n

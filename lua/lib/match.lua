@@ -12,11 +12,26 @@ local function better(a, b)
   return a.session < b.session
 end
 
+local function running(device, content)
+  for _, r in pairs(records) do
+    if r.status == 'r' and r.device == device and r.content == content then return true end
+  end
+  return false
+end
+
+-- Has the device started something else since the evidence happened?
+local function moved_on(ask)
+  for _, r in pairs(records) do
+    if r.status == 'r' and r.device == ask.device and r.started > ask.at then return true end
+  end
+  return false
+end
+
 -- By the session it names, else by (device, content), else without content by device. Returns the record or
 -- nil, and true if the evidence belongs to a view that its device has left or stopped.
 local function match(ask, linked)
-  if linked and WEIGHT[linked.status] and
-      (ask.content == '' or linked.content == ask.content or (linked.origin == 's' and linked.status ~= 't')) then
+  if linked and WEIGHT[linked.status] and (ask.content == '' or linked.content == ask.content or
+      (linked.origin == 's' and linked.status ~= 't' and not running(ask.device, ask.content))) then
     if linked.status == 'e' and LEFT[linked.reason] and
         (ask.at <= linked.ended or (linked.content == ask.content and now < linked.ended + tune.left)) then return linked, true end
     return linked, false
