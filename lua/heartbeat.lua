@@ -64,7 +64,8 @@ end
 
 load()
 local policy = parse_policy(ARGV[15])
-local ask = {session = session, ident = ident, policy = policy, at = at_or_now(ARGV[16]), player = true}
+local ask = {session = session, ident = ident, policy = policy, at = at_or_now(ARGV[16]), player = true,
+  seq = seq}
 read_ident(ask)
 local me = records[session]
 

@@ -124,6 +124,7 @@ class Ask:
     plan: Plan
     player: bool
     at: int
+    seq: int = 0
     alone: bool = False
     """May not take the place of its device's session."""
     proven_until: int | None = None
@@ -176,7 +177,7 @@ class Account:
         stretch: int = 1,
     ) -> Answer:  # fmt: skip
         me = self.sessions.get(session)
-        ask = Ask(session, device, content, kind, plan, True, self.now)
+        ask = Ask(session, device, content, kind, plan, True, self.now, seq)
         if me and seq <= me.seq and not (seq == 0 and self.now - me.seen > me.promised / 2):
             return replace(self._as_it_stands(ask, me), duplicate=True)
         if state in ("ended", "error"):
@@ -495,7 +496,7 @@ class Account:
         fresh = me is None or me.phase in (Phase.REFUSED, Phase.RIDING)
         was, content = (None, "") if fresh or me is None else (me.phase, me.content)
         if fresh:
-            view = me.view if me else 0
+            view = (me.view if me else 0) or (self.now // 1000 if ask.seq else 0)  # forgotten: a number of its own
             me = Session(ask.session, ask.device, ask.content, ask.kind, Phase.RUNNING, player=False, view=view)
             self.sessions[me.id] = me
         assert me is not None

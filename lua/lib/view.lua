@@ -95,7 +95,9 @@ local function admit(ask, me, verdict)
 
   local new = not me or me.status == 'b' or me.status == 't'
   if new then
+    -- A session that does not begin at seq 0 was forgotten: its views go on from a number none of them can have had.
     local ordinal = me and me.ordinal or 0
+    if ordinal == 0 and (ask.seq or 0) > 0 then ordinal = math.floor(now / 1000) end
     me = blank(ask.ident, ask.session, 'r')
     me.ordinal = ordinal
   end
