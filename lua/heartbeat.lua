@@ -29,33 +29,36 @@ local session, ident, seq = ARGV[7], ARGV[8], tonumber(ARGV[9])
 
 -- Fast path: a known session beats again, nothing but time and position has changed, its lease is alive. (Its rank is a
 -- player's, no refusal is noted, and it does not end sooner than the account's deadline says.)
-local text = redis.call('HGET', KEYS[1], session)
+local call = redis.call
+local text = call('HGET', KEYS[1], session)
 if text and ARGV[16] == '' then
-  local last_seq, seen, was, position, furthest, watched, ttl, life, slot, ordinal, held = string.match(text,
-    '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\t%d*\n(r(%d+)\t(%d+)\t4\t\t[^\n]*)\n(.*)$')
-  if last_seq and held == ident and seq > tonumber(last_seq) and seen + ttl > now and ttl - ARGV[13] <= 0
+  local last_seq, since, was, position, furthest, watched, ttl, life, slot, ordinal, started, held = string.match(text,
+    '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\t%d*\n(r(%d+)\t(%d+)\t4\t\t(%d+)\t[^\n]*)\n(.*)$')
+  local seen = last_seq and started + since
+  if seen and held == ident and seq > tonumber(last_seq) and seen + ttl > now and ttl - ARGV[13] <= 0
       and string.find('pbks', ARGV[10], 1, true) then
-    if now < tonumber(seen) then now = tonumber(seen) end
+    if now < seen then now = seen end
     local elapsed = now - seen
     local moved = elapsed
     if ARGV[11] ~= '' then
       local to = tonumber(ARGV[11])
       moved = to - (tonumber(position) or to)
-      if to > (tonumber(furthest) or -1) then furthest = ARGV[11] end
-    elseif was ~= 'p' then
-      moved = 0
+      if furthest == '' then furthest = position end
+      if to >= (tonumber(furthest) or 0) then furthest = '' end
+    else
+      if furthest == '' then furthest = position end
+      if was ~= 'p' then moved = 0 end
     end
     if moved > 0 then watched = string.format('%d', watched + math.min(moved, elapsed * ARGV[14])) end
-    local stamp = string.format('%d', now)
     local expires = now + ARGV[13]
-    for i = 4, #KEYS do redis.call('ZADD', KEYS[i], expires, slot) end
-    redis.call('HSET', KEYS[1], session, ARGV[9] .. '\t' .. stamp .. '\t' .. ARGV[10] .. '\t' .. ARGV[11] .. '\t' ..
+    for i = 4, #KEYS do call('ZADD', KEYS[i], expires, slot) end
+    call('HSET', KEYS[1], session, ARGV[9] .. '\t' .. now - started .. '\t' .. ARGV[10] .. '\t' .. ARGV[11] .. '\t' ..
       furthest .. '\t' .. watched .. '\t' .. ARGV[13] .. '\t' .. ARGV[12] .. '\n' .. life .. '\n' .. ident)
-    local head = '","at":' .. stamp .. ',"view":' .. ordinal .. ',"seq":' .. ARGV[9] .. ','
+    local head = '","at":' .. now .. ',"view":' .. ordinal .. ',"seq":' .. ARGV[9] .. ','
     if ARGV[17] ~= '' then
-      redis.call('XADD', KEYS[3], '*', 'e', '{"type":"heartbeat' .. head .. '"watched_ms":' .. watched .. ',' .. ARGV[17])
+      call('XADD', KEYS[3], '*', 'e', '{"type":"heartbeat' .. head .. '"watched_ms":' .. watched .. ',' .. ARGV[17])
     end
-    for i = 18, #ARGV, 2 do redis.call('XADD', KEYS[3], '*', 'e', '{"type":"' .. ARGV[i] .. head .. ARGV[i + 1]) end
+    for i = 18, #ARGV, 2 do call('XADD', KEYS[3], '*', 'e', '{"type":"' .. ARGV[i] .. head .. ARGV[i + 1]) end
     return {0, expires, seq, 0, ''}
   end
 end
@@ -126,7 +129,7 @@ if not verdict.allow then
 end
 
 me = admit(ask, me, verdict)
-me.interval, me.beat_at, me.ttl = tonumber(ARGV[12]) or tune.interval, now, ttl
+me.interval, me.beaten, me.ttl = tonumber(ARGV[12]) or tune.interval, 1, ttl
 pause(me, paused, position, ask.at)
 advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]))
 me.rank = 4

@@ -61,7 +61,7 @@ end
 if not verdict.allow then return refuse(me, verdict, 0) end
 
 me = admit(ask, me, verdict)
-me.interval, me.beat_at, me.rank, me.seen = tonumber(ARGV[10]), now, 4, now
+me.interval, me.beaten, me.rank, me.seen = tonumber(ARGV[10]), 1, 4, now
 me.ttl = me.paused > 0 and math.max(0, me.paused + tune.paused_end - now) or tonumber(ARGV[11])
 hold(me)
 settle()

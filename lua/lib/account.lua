@@ -39,7 +39,7 @@ local function yields_at(r)
   local at = r.expires
   if r.paused > 0 then
     at = math.min(r.paused + tune.paused_keep, r.seen + tune.paused_silent)
-  elseif r.beat_at > 0 then
+  elseif r.beaten > 0 then
     at = math.min(at, r.seen + tune.stale * r.interval)
   end
   if in_grace(r) then at = math.max(at, ended + tune.lifetime) end
