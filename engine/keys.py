@@ -7,7 +7,8 @@ Everything an account owns carries its partition's hash tag, so one script write
 |----------------------------------|--------|-------------------------------------------------------------|----------------------|-------|
 | pg:{p17}:sessions:<account>      | hash   | session → record: beat, life, ident (lua/lib/record.lua)     | records 30 min after their end, by the sweep | 220–290 a session |
 | pg:{p17}:lease:<account>:<rule>  | zset   | slot → expiry (ms)                                          | with its last member | 100 a rule |
-| pg:{p17}:deadlines               | zset   | account → when the sweep must look at it next (ms)          | with its last member | 75 an account |
+| pg:{p17}:deadlines               | zset   | the ticks (¼ s) at which some account is due                | by the sweep         |       |
+| pg:{p17}:due:<tick>              | set    | accounts the sweep must look at then                        | by the sweep         | 30 an account |
 | pg:{p17}:request:<account>:<id>  | string | the answer to a request id                                  | 10 min               |       |
 | pg:{p17}:takeovers:<account>     | string | takeovers lately                                            | 10 min               |       |
 | pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | trimmed by the sweep |       |
@@ -76,6 +77,9 @@ class Keys:
 
     def deadlines(self, partition: int) -> str:
         return f"{self._bases[partition]}:deadlines"
+
+    def due(self, partition: int, tick: int) -> str:
+        return f"{self._bases[partition]}:due:{tick}"
 
     def outbox(self, partition: int) -> str:
         return f"{self._bases[partition]}:outbox"

@@ -1,6 +1,6 @@
 -- check: what a heartbeat would be answered now. Reserves nothing, appends nothing, is no evidence.
 -- KEYS[1] sessions   hash: session -> record (lib/record.lua)
--- KEYS[2] deadlines  zset: account -> when the sweep must look at it next
+-- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
 -- KEYS[4...] leases  zsets, one for each rule in the policy, in its order
 -- ARGV[1] now            ms, or '' for the server's clock

@@ -1,6 +1,6 @@
 -- heartbeat: a player shows that its stream is alive; decides whether it may go on.
 -- KEYS[1] sessions   hash: session -> record (lib/record.lua)
--- KEYS[2] deadlines  zset: account -> when the sweep must look at it next
+-- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
 -- KEYS[4...] leases  zsets, one for each rule in the policy, in its order
 -- ARGV[1] now            ms, or '' for the server's clock

@@ -1,6 +1,6 @@
 -- sessions: the running sessions of one account. Reads only.
 -- KEYS[1] sessions   hash: session -> record (lib/record.lua)
--- KEYS[2] deadlines  zset: account -> when the sweep must look at it next
+-- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- ARGV[1] now            ms, or '' for the server's clock
 -- ARGV[2] account
 -- ARGV[3] outbox_max     lifecycle events the outbox may hold, about

@@ -1,7 +1,7 @@
 -- signal: the backend saw the stream: a playback token, a DRM licence, a manifest, a segment. Counts like a
 -- heartbeat where no player speaks, and once where one does. Never evicts.
 -- KEYS[1] sessions   hash: session -> record (lib/record.lua)
--- KEYS[2] deadlines  zset: account -> when the sweep must look at it next
+-- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
 -- KEYS[4] request    string: the answer to a request id
 -- KEYS[5...] leases  zsets, one for each rule in the policy, in its order

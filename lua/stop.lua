@@ -1,6 +1,6 @@
 -- stop: the viewer is done; ends the view and frees its slots at once. Stopping twice is the same as once.
 -- KEYS[1] sessions   hash: session -> record (lib/record.lua)
--- KEYS[2] deadlines  zset: account -> when the sweep must look at it next
+-- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
 -- KEYS[4] request    string: remembers an answered request id
 -- ARGV[1] now            ms, or '' for the server's clock

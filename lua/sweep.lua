@@ -1,5 +1,5 @@
 -- sweep: ends the views of one partition whose deadline has passed, and forgets what is past its use.
--- KEYS[1] deadlines  zset: account -> when to look at it next
+-- KEYS[1] deadlines  zset: the ticks (quarters of a second) at which some account is due
 -- KEYS[2] outbox     stream of events
 -- ARGV[1] now            ms, or '' for the server's clock
 -- ARGV[2] batch          accounts to look at, at most
@@ -15,8 +15,9 @@ local account, sessions_key
 -- @include tuning record account view
 
 local server_now, ended_views = now, 0
-local overdue = redis.call('ZRANGEBYSCORE', deadlines_key, '-inf', string.format('%d', now), 'LIMIT', 0, ARGV[2])
-for _, name in ipairs(overdue) do
+local left = tonumber(ARGV[2])
+
+local function look(name)
   account, sessions_key, now = name, base .. 'sessions:' .. name, server_now
   load()
   ended_views = ended_views + reap({})
@@ -25,4 +26,13 @@ for _, name in ipairs(overdue) do
   end
   settle()
 end
-return {ended_views, #overdue}
+
+local ticks = redis.call('ZRANGEBYSCORE', deadlines_key, '-inf', math.floor(now / TICK), 'LIMIT', 0, 1000)
+for _, tick in ipairs(ticks) do
+  local names = redis.call('SPOP', due_key(tick), left)
+  if #names < left then redis.call('ZREM', deadlines_key, tick) end
+  for _, name in ipairs(names) do look(name) end
+  left = left - #names
+  if left == 0 then break end
+end
+return {ended_views, ARGV[2] - left}

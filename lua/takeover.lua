@@ -1,6 +1,6 @@
 -- takeover: the viewer chooses which of the account's streams ends so that this one may start.
 -- KEYS[1] sessions   hash: session -> record (lib/record.lua)
--- KEYS[2] deadlines  zset: account -> when the sweep must look at it next
+-- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
 -- KEYS[4] request    string: the answer to a request id
 -- KEYS[5] takeovers  string: how many lately, for the rate limit

@@ -28,6 +28,7 @@ from engine.wire import Signal, Stop, Takeover, decode_events, decode_heartbeat
 
 START = 1_800_000_000_000
 PARTITIONS = 16
+TICK_MS = 250
 SLOTS = 16_384
 
 PLANS = """
@@ -293,12 +294,16 @@ class World:
         found = [event for event in self.run(read()) if event["account"] == account]
         return [event for event in found if not types or event["type"] in types]
 
-    def deadlines(self) -> dict[str, int]:
+    def deadlines(self, account: str = "") -> dict[str, int]:
+        """When the sweep will look at each account (of one account's partition), at the latest."""
+
         async def read() -> dict[str, int]:
             out: dict[str, int] = {}
-            for partition in range(PARTITIONS):
-                for member, score in await self.client.zrange(self.keys.deadlines(partition), 0, -1, withscores=True):
-                    out[member.decode()] = int(score)
+            for partition in [partition_of(account, PARTITIONS)] if account else range(PARTITIONS):
+                ticks = await self.client.zrange(self.keys.deadlines(partition), 0, -1)
+                for tick in sorted(int(t) for t in ticks):
+                    for member in await self.client.smembers(self.keys.due(partition, tick)):
+                        out.setdefault(member.decode(), tick * TICK_MS)
             return out
 
         return dict(self.run(read()))

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 FUNCTION = "workers.sweep.sweep"
 BATCH = 500
-EVERY_S = 1.0
+EVERY_S = 0.75
 
 
 def sweep(group: int) -> int:
