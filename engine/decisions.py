@@ -68,7 +68,8 @@ class Decisions:
         """A player's heartbeat. `body` is its JSON as it came; `at` (ms) is when it arrived, if it was spooled."""
         account = claims.account
         device = self._device(claims, beat.device)
-        self._check_profile(claims, beat.profile)
+        if claims.profiles is not None:
+            self._check_profile(claims, beat.profile)
         kind, provider, device_type = (
             claims.kind or beat.kind,
             claims.provider or beat.provider,
@@ -281,6 +282,14 @@ class Decisions:
     def _decision(self, session: str, claims: Claims, reply: list[Any], interval: int) -> Decision:
         code, expires, last_seq, duplicate, detail = reply
         allowed = code == ALLOW
+        if allowed and not detail:
+            self._metrics.allowed()
+            return {
+                "decision": "allow", "session": session, "reason": None, "rule": None, "limit": None, "by": None,
+                "lease_expires_at": expires or None, "next_heartbeat_ms": interval, "retry_at": None, "conflicts": [],
+                "duplicate": duplicate == 1, "last_seq": last_seq if last_seq >= 0 else None,
+                "token_expires_at": claims.expires_at or None, "degraded": False,
+            }  # fmt: skip
         said: dict[str, Any] = orjson.loads(detail) if detail else {}
         rule = said.get("rule") or None
         retry_at, conflicts = said.get("retry_at"), said.get("conflicts") or []

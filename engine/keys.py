@@ -30,24 +30,14 @@ from dataclasses import dataclass
 from engine.partitions import partition_of, tags
 
 
-@dataclass(frozen=True, slots=True)
 class AccountKeys:
     """The keys of one account, ready for a script call."""
 
-    base: str
-    account: str
+    __slots__ = ("account", "base", "deadlines", "outbox", "sessions")
 
-    @property
-    def sessions(self) -> str:
-        return f"{self.base}:sessions:{self.account}"
-
-    @property
-    def deadlines(self) -> str:
-        return f"{self.base}:deadlines"
-
-    @property
-    def outbox(self) -> str:
-        return f"{self.base}:outbox"
+    def __init__(self, base: str, deadlines: str, outbox: str, account: str) -> None:
+        self.base, self.deadlines, self.outbox, self.account = base, deadlines, outbox, account
+        self.sessions = f"{base}:sessions:{account}"
 
     @property
     def takeovers(self) -> str:
@@ -67,13 +57,14 @@ class Keys:
         self.prefix = prefix
         self.partitions = partitions
         self._bases = tuple(f"{prefix}:{{{tag}}}" for tag in tags(partitions))
+        self._parts = tuple((base, f"{base}:deadlines", f"{base}:outbox") for base in self._bases)
         self.processes = f"{prefix}:{{api}}:processes"
         self.outage = f"{prefix}:{{api}}:outage"
         self.revoked = f"{prefix}:{{api}}:revoked"
         self.layout = f"{prefix}:layout"
 
     def account(self, account: str) -> AccountKeys:
-        return AccountKeys(self._bases[partition_of(account, self.partitions)], account)
+        return AccountKeys(*self._parts[partition_of(account, self.partitions)], account)
 
     def deadlines(self, partition: int) -> str:
         return f"{self._bases[partition]}:deadlines"

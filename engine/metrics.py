@@ -20,6 +20,9 @@ LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+_ALLOWED = ("allow", "", "")
+
+
 class Metrics:
     """One per process; pass a directory (already in `PROMETHEUS_MULTIPROC_DIR`) when there are several."""
 
@@ -86,6 +89,10 @@ class Metrics:
         self._decided[outcome, reason, rule] += 1
         for why in ended:
             self.ended.labels(why).inc()
+
+    def allowed(self) -> None:
+        """The usual decision: nothing to explain, nobody removed."""
+        self._decided[_ALLOWED] += 1
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         local = self._routes.get(route)

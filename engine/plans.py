@@ -72,11 +72,15 @@ class Plan:
     rules: tuple[Rule, ...]
     at_limit: str = "deny_new"
     require_evidence: bool = False
+    _by_content: bool = field(init=False, default=False)
     _cache: dict[tuple[str, str, str, str, int | None], Matched] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_content", self._selects("content"))
 
     def match(self, kind: str, provider: str, device_type: str, content: str, max_streams: int | None) -> Matched:
         """The rules for a stream. `max_streams` from a token replaces the limit of the rule without a selector."""
-        key = (kind, provider, device_type, content if self._selects("content") else "*", max_streams)
+        key = (kind, provider, device_type, content if self._by_content else "*", max_streams)
         found = self._cache.get(key)
         if found is None:
             if len(self._cache) >= _MATCH_CACHE:

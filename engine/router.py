@@ -143,7 +143,9 @@ class Router:
         if only is not None:
             if not (only.settled or unsettled):
                 raise Unavailable("session Redis is away")
-            reply = await only.run(script, keys, args)
+            reply = await only.call("EVALSHA", script.sha, len(keys), *keys, *args)
+            if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+                reply = await only.run(script, keys, args)
             if not isinstance(reply, hiredis.ReplyError):
                 return reply
             raise _error(script, reply)

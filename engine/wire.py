@@ -150,9 +150,11 @@ _KEY = re.compile(r"required field `([^`]+)`|unknown field `([^`]+)`")
 def decode_heartbeat(body: bytes) -> Heartbeat:
     """Raises BadRequest that names the field."""
     beat = decode(_heartbeat, body)
-    for name in ("session", "device", "content", "profile", "device_type", "provider"):
-        if not getattr(beat, name).isprintable():
-            raise BadRequest(f"{name} must be printable characters", field=name)
+    # JSON has no raw control characters, so an ASCII body without escapes and DEL holds printable strings only.
+    if b"\\" in body or b"\x7f" in body or not body.isascii():
+        for name in ("session", "device", "content", "profile", "device_type", "provider"):
+            if not getattr(beat, name).isprintable():
+                raise BadRequest(f"{name} must be printable characters", field=name)
     if beat.position is None and beat.kind == "vod":
         raise BadRequest("position is required for vod", field="position")
     return beat
