@@ -25,8 +25,6 @@ a record or a lease always has a deadline, so none of the first three can be for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from engine.partitions import partition_of, tags
 
 

