@@ -134,11 +134,11 @@ class App:
         self._hot = hot
 
         async def replay() -> None:
-            if spool.waiting and router.up:
+            if spool.waiting and router.ready:
                 await spool.drain(lambda claims, body, at: _reapply(decisions, claims, body, at))
 
         def flush() -> None:
-            metrics.redis_up.set(1 if router.up else 0)
+            metrics.redis_up.set(1 if router.ready else 0)
             metrics.plans_broken.set(1 if plans.error else 0)
             metrics.flush()
 

@@ -169,7 +169,7 @@ class Routes:
 
     async def readyz(self, request: Request) -> Response:
         services = self._services
-        ready = services.router.up
+        ready = services.router.ready
         said = {
             "ready": ready,
             "redis": "up" if ready else "down",

@@ -107,9 +107,9 @@ class Router:
             connection.settle()
 
     @property
-    def up(self) -> bool:
-        """Whether every node answers."""
-        return all(connection.up for connection in self.connections())
+    def ready(self) -> bool:
+        """Whether every node answers and no outage is left to announce."""
+        return all(connection.up and connection.settled for connection in self.connections())
 
     def _connection(self, address: Address) -> Connection:
         return Connection(address, timeout_ms=self._timeout_ms, retry_ms=self._retry_ms)

@@ -240,7 +240,7 @@ def test_after_a_long_outage_nothing_is_decided_before_it_is_announced(tmp_path:
             await router.run(ping, ["k"], [])
         await until(lambda: router.away_ms() > 1100)
         os.kill(server.pid, signal.SIGCONT)
-        await until(lambda: router.up)
+        await until(lambda: all(c.up for c in router.connections()))
         with pytest.raises(Unavailable):
             await router.run(ping, ["k"], [])
         assert router.away_ms() > 1100
