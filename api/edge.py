@@ -14,7 +14,6 @@ import logging
 from dataclasses import dataclass
 
 import orjson
-from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,20 +29,6 @@ ROUTE = "/v1/edge/authorize"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 """Envoy asks with the viewer's own method."""
 
-
-class _AnyPath(Convertor[str]):
-    """Stands in for Starlette's `path`, which does not match a newline: a viewer may send one as %0A."""
-
-    regex = "(?s:.*)"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("path", _AnyPath())
 
 PARTS = ("token", "device", "content", "kind", "provider")
 """Groups that `PULSEGATE_EDGE_URI` may have."""

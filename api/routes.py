@@ -73,7 +73,7 @@ class Routes:
             Route("/v1/accounts/{account:any}/sessions", self.sessions, methods=["GET"]),
             Route("/v1/signals", self.signals, methods=["POST"]),
             Route("/v1/edge/authorize", self._edge.authorize, methods=["GET", "POST"]),
-            Route("/v1/edge/authorize/{original:path}", self._edge.authorize, methods=EDGE_METHODS),
+            Route("/v1/edge/authorize/{original:any}", self._edge.authorize, methods=EDGE_METHODS),
             Route("/v1/tokens/revoke", self.revoke, methods=["POST"]),
             Route("/healthz", self.healthz, methods=["GET"]),
             Route("/readyz", self.readyz, methods=["GET"]),

