@@ -1,4 +1,4 @@
-"""The sweep: once a second, ends the views of every partition whose deadline has passed.
+"""The sweep: a little more often than once a second, ends the views of every partition whose deadline has passed.
 
 While all API processes are away nothing is swept: silence is then our fault, not the players'.
 """
