@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from engine.embedded import DURABLE, Server
 from engine.errors import ConfigError
 from engine.plans import PlanFile
 from engine.settings import Settings
+from engine.stopping import Stop
 from engine.tokens import issue
 
 _READY_S = 60.0
@@ -224,10 +224,6 @@ class Part:
     def stop(self) -> None:
         if self._process is None:
             return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        if self._process.poll() is not None:
-            return
         self._process.terminate()
         try:
             self._process.wait(_STOP_S)
@@ -235,6 +231,8 @@ class Part:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
 
 class Supervisor:
@@ -244,11 +242,10 @@ class Supervisor:
         self._parts = parts
         self._servers = servers or []
         self._on_ready = on_ready
-        self._stop = threading.Event()
+        self._stop = Stop()
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop.set())
+        self._stop = Stop.on_signals()
         try:
             for part in self._parts:
                 part.start()

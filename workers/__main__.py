@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 
 from engine import lifeline
 from engine.log import configure
 from engine.settings import Settings
+from engine.stopping import Stop
 from workers.health import ROLES, health
 from workers.runtime import runtime
 from workers.scheduler import schedule
@@ -28,10 +27,7 @@ def worker() -> None:
 
 def scheduler() -> None:
     run = runtime(Settings.from_env(os.environ))
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    schedule(run, stop)
+    schedule(run, Stop.on_signals())
 
 
 def main(arguments: list[str]) -> int:

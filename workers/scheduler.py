@@ -6,10 +6,10 @@ Several may run; what they do twice is harmless, because a tenure that finds its
 from __future__ import annotations
 
 import logging
-import threading
 
 from redis.exceptions import RedisError
 
+from engine.stopping import Stop
 from workers import sweep
 from workers.runtime import Runtime
 from workers.tenure import enqueue
@@ -26,7 +26,7 @@ def schedule_once(run: Runtime) -> None:
             enqueue(run.queue, sweep.FUNCTION, group, timeout_s=run.settings.tenure_s + 60)
 
 
-def schedule(run: Runtime, stop: threading.Event) -> None:
+def schedule(run: Runtime, stop: Stop) -> None:
     """Until `stop` is set."""
     while not stop.wait(EVERY_S):
         try:

@@ -7,7 +7,6 @@ queues the next tenure. A tenure that ends in order queues its successor itself,
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -16,11 +15,12 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 
 from engine.keys import Keys
+from engine.stopping import Stop
 
 QUEUE = "tenures"
 OWNER_MS = 5_000
 
-stopping = threading.Event()
+stopping = Stop()
 """Set when this worker was asked to stop: a tenure then hands over at once."""
 
 
