@@ -51,7 +51,7 @@ def api(settings: Settings) -> int:
         uvicorn.run(
             "api.app:create", factory=True, host=settings.host, port=settings.port, workers=settings.processes, access_log=False,
             log_config=None, server_header=False, date_header=False, proxy_headers=False, timeout_graceful_shutdown=10,
-            loop="uvloop", http="httptools", ws="none", backlog=4096,
+            loop="uvloop", http="api.protocol:Protocol", ws="none", backlog=4096,
         )  # fmt: skip
     return 0
 

@@ -1,0 +1,52 @@
+"""uvicorn's HTTP protocol, except that an answer's header and body leave in one write instead of two.
+
+A write is a system call and a packet, about a tenth of what an answer costs. uvicorn writes the header as soon as it
+has it; here it waits for the body, at most until the event loop's next turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+class Protocol(HttpToolsProtocol):
+    """Pass it to uvicorn as `http="api.protocol:Protocol"`."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
+
+
+class _Joined:
+    """A transport that holds back an answer's header until its body is written."""
+
+    __slots__ = ("_held", "_loop", "_transport", "_write")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._write = transport.write
+        self._loop = loop
+        self._held = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._held:
+            data, self._held = self._held + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._held = data
+            self._loop.call_soon(self._flush)
+            return
+        self._write(data)
+
+    def _flush(self) -> None:
+        data, self._held = self._held, b""
+        if data and not self._transport.is_closing():
+            self._write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
