@@ -11,13 +11,29 @@ Everything an account owns carries its partition's hash tag, so one script write
 | pg:{p17}:due:<tick>              | set    | accounts the sweep must look at then                        | by the sweep         | 30 an account |
 | pg:{p17}:request:<account>:<id>  | string | the answer to a request id                                  | 10 min               |       |
 | pg:{p17}:takeovers:<account>     | string | takeovers lately                                            | 10 min               |       |
+| pg:{p17}:seen:<account>:<day>    | set    | 8-byte digests of the tracking events of that day (UTC)      | at the end of the next day | 11–18 an event; 45 above 127 a day |
 | pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | trimmed by the sweep |       |
 | pg:{p17}:leases                 | hash   | rule → leases held in this partition                        | never, a field a rule |      |
 | pg:{api}:processes               | zset   | API process → last announcement (ms)                        | when it has vanished |       |
 | pg:{api}:outage                  | hash   | began, ended, last (ms)                                     | never, three fields  |       |
 | pg:{api}:revoked                 | zset   | revoked token id (`jti`) → when it may be forgotten (s)     | trimmed on write     |       |
 | pg:layout                        | hash   | partitions, schema: fixed when the deployment is created    | never                |       |
-| pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions (RQ's Redis)                 | 5 s                  |       |
+
+The log Redis, which is never a cluster, holds:
+
+| key                              | type   | holds                                                       | forgotten            | bytes |
+|----------------------------------|--------|-------------------------------------------------------------|----------------------|-------|
+| pg:{p17}:log:<topic>             | stream | the events of the outbox under the same ids                 | behind the lake and the slowest projection | 250–400 an event |
+| pg:{log}:mirrored                | hash   | partition → last id of its outbox that the log has          | never, a field a partition |  |
+| pg:{log}:trimmed                 | hash   | partition → last id that its log may have forgotten          | never, a field a partition |  |
+| pg:{log}:cursor:<consumer>:<gen> | hash   | partition → last id the consumer has committed              | with its generation  |       |
+| pg:{log}:generations             | hash   | projection → its live generation                            | never, a field a projection | |
+| pg:{log}:<projection>:<gen>:…    | any    | a projection's state; its consumer's module says what       | by the projection    |       |
+| pg:{log}:dead:<consumer>         | stream | events it could not handle, each with the reason            | newest 10,000 kept   |       |
+| pg:{log}:bad                     | stream | rejected tracking events, each with the reason              | newest 100,000 kept  |       |
+| pg:{log}:backoff:<sink>          | hash   | failures in a row, why, `until` (ms) it is left alone, by group | 2 h after the last failure | |
+| pg:{log}:flight:<sink>           | hash   | group → JSON: the batch under way, as positions after it     | when it has arrived  |       |
+| pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
 
 A slot is a small number within its account; the record names the device that holds it. An account that has
 a record or a lease always has a deadline, so none of the first three can be forgotten and none needs an expiry.
@@ -41,11 +57,29 @@ class AccountKeys:
     def takeovers(self) -> str:
         return f"{self.base}:takeovers:{self.account}"
 
+    @property
+    def seen(self) -> str:
+        """What the sets of tracking events seen begin with; `:<day>` follows."""
+        return f"{self.base}:seen:{self.account}"
+
     def lease(self, rule: str) -> str:
         return f"{self.base}:lease:{self.account}:{rule}"
 
     def request(self, request_id: str) -> str:
         return f"{self.base}:request:{self.account}:{request_id}"
+
+
+class Space:
+    """The keys of one projection in the log Redis. A replay builds the next generation beside the live one."""
+
+    __slots__ = ("_base", "generation", "name")
+
+    def __init__(self, prefix: str, name: str, generation: int) -> None:
+        self.name, self.generation = name, generation
+        self._base = f"{prefix}:{{log}}:{name}:{generation}"
+
+    def key(self, *parts: str) -> str:
+        return ":".join((self._base, *parts))
 
 
 class Keys:
@@ -75,6 +109,48 @@ class Keys:
 
     def leases(self, partition: int) -> str:
         return f"{self._bases[partition]}:leases"
+
+    def log(self, partition: int, topic: str) -> str:
+        return f"{self._bases[partition]}:log:{topic}"
+
+    @property
+    def mirrored(self) -> str:
+        return f"{self.prefix}:{{log}}:mirrored"
+
+    @property
+    def trimmed(self) -> str:
+        return f"{self.prefix}:{{log}}:trimmed"
+
+    def cursor(self, consumer: str, generation: int = 0) -> str:
+        return f"{self.prefix}:{{log}}:cursor:{consumer}:{generation}"
+
+    @property
+    def generations(self) -> str:
+        return f"{self.prefix}:{{log}}:generations"
+
+    def dead(self, consumer: str) -> str:
+        return f"{self.prefix}:{{log}}:dead:{consumer}"
+
+    def backoff(self, sink: str) -> str:
+        return f"{self.prefix}:{{log}}:backoff:{sink}"
+
+    def flight(self, sink: str) -> str:
+        return f"{self.prefix}:{{log}}:flight:{sink}"
+
+    @property
+    def bad(self) -> str:
+        return f"{self.prefix}:{{log}}:bad"
+
+    def projection(self, name: str, generation: int) -> Space:
+        return Space(self.prefix, name, generation)
+
+    def stem(self, *parts: str) -> str:
+        """What keys of the log Redis have in common that differ by a generation, which follows (lua/projected.lua)."""
+        return ":".join((f"{self.prefix}:{{log}}", *parts))
+
+    def queue(self, name: str) -> str:
+        """The name of one of RQ's queues: tenures, exports, asks."""
+        return f"{self.prefix}:{name}"
 
     def owner(self, job: str, group: int) -> str:
         return f"{self.prefix}:{{work}}:owner:{job}:{group}"

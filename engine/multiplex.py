@@ -6,9 +6,10 @@ timer of its own. This is the one place where our own client pays: 2 µs of CPU 
 docs/decisions/002-multiplexed-connection.md). Everything else uses redis-py.
 
 A connection that fails or falls silent fails all its calls at once (`Unavailable`) and is the breaker: while it
-is down every call fails immediately, and one probe at a time (`PING`) tries to open it again. One that was down for
-long comes back unsettled: leases have run out meanwhile through no fault of the players, so nothing is decided on it
-until the outage has been announced (`engine/outages.py`).
+is down every call fails immediately, and one probe at a time (`INFO`) tries to open it again. One that was down for
+long, or comes back to another run of the server, is unsettled: leases have run out meanwhile through no fault of the players, and the
+server may have forgotten what it wrote last. Nothing is decided on it until the outage has been announced
+(`engine/outages.py`) and ids cannot be used twice (`engine/marks.py`).
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ class Address:
     ssl: bool = False
 
     def hello(self) -> list[tuple[str, ...]]:
-        """Commands to send on a new connection; the last is the probe."""
+        """Commands to send on a new connection; the last tells which run of the server answers."""
         commands: list[tuple[str, ...]] = []
         if self.password:
             commands.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
         if self.db:
             commands.append(("SELECT", str(self.db)))
-        return [*commands, ("PING",)]
+        return [*commands, ("INFO", "server")]
 
 
 class Connection(asyncio.Protocol):
@@ -75,6 +76,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closed = False
+        self._run = ""
 
     # opening and closing
 
@@ -98,7 +100,9 @@ class Connection(asyncio.Protocol):
                 await asyncio.sleep(self._retry)
             else:
                 self.up = True
-                self.settled = self.settled and self._now() - (self.down_since or 0) < _BRIEF_S
+                brief = self._now() - (self.down_since or 0) < _BRIEF_S
+                run, self._run = self._run, _run_id(reply)
+                self.settled = self.settled and brief and run == self._run
                 if self.settled:
                     self.down_since = None
 
@@ -204,3 +208,9 @@ class Connection(asyncio.Protocol):
             await self.call("SCRIPT", "LOAD", script.source)
             reply = await self.call(*command)
         return reply
+
+
+def _run_id(info: object) -> str:
+    """The `run_id` line of `INFO server`: changes whenever the server starts anew."""
+    text = info if isinstance(info, bytes) else b""
+    return next((line[7:].decode() for line in text.splitlines() if line.startswith(b"run_id:")), "")

@@ -20,6 +20,7 @@ from redis.asyncio.connection import parse_url
 from redis.crc import key_slot
 
 from engine.errors import PulsegateError, Unavailable
+from engine.marks import Marks
 from engine.multiplex import Address, Connection
 from engine.scripts import Arg, Script
 
@@ -57,7 +58,9 @@ async def connect(url: str, **options: Any) -> Client:
 class Router:
     """Multiplexed connections to every primary; `Executor` of the hot path."""
 
-    def __init__(self, url: str, client: Client, *, timeout_ms: int, retry_ms: int) -> None:
+    def __init__(self, url: str, client: Client, marks: Marks, *, timeout_ms: int, retry_ms: int) -> None:
+        self._marks = marks
+        self._meeting: asyncio.Task[None] | None = None
         self._timeout_ms, self._retry_ms = timeout_ms, retry_ms
         self._timeout = timeout_ms / 1000
         self._client = client
@@ -102,9 +105,17 @@ class Router:
         since = [c.down_since for c in self.connections() if c.down_since is not None]
         return int((now - min(since)) * 1000) if since else 0
 
-    def settle(self) -> None:
+    async def settle(self) -> None:
+        """The outage is known to all: decisions go on, on new runs of a server with ids above what the log has."""
+        if not self.ready:
+            await self._meet()
         for connection in self.connections():
             connection.settle()
+
+    async def _meet(self) -> None:
+        if self._meeting is None or self._meeting.done():
+            self._meeting = asyncio.get_running_loop().create_task(self._marks.raise_outboxes(self))
+        await asyncio.shield(self._meeting)
 
     @property
     def ready(self) -> bool:
@@ -171,7 +182,9 @@ class Router:
             host, _, port = rest.split(" ")[1].rpartition(":")
             connection = self._node(host or connection.address.host, int(port))
             await asyncio.wait([connection.open()], timeout=self._timeout)
-            connection.settle()
+            if not (connection.settled or unsettled):
+                await self._meet()
+                connection.settle()
             asking = word == "ASK"
             if word == "MOVED":
                 tag = keys[0][keys[0].find("{") + 1 : keys[0].find("}")]
@@ -213,7 +226,7 @@ class ClientExecutor:
     def away_ms(self) -> int:
         return 0
 
-    def settle(self) -> None:
+    async def settle(self) -> None:
         pass
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg], *, unsettled: bool = False) -> Any:

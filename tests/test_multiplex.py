@@ -18,6 +18,8 @@ from redis.crc import key_slot
 from engine import scripts
 from engine.embedded import VOLATILE, Server
 from engine.errors import PulsegateError, Unavailable
+from engine.keys import Keys
+from engine.marks import Marks
 from engine.multiplex import Address, Connection
 from engine.router import Router, connect
 from tests.harness import World, start_cluster
@@ -71,9 +73,9 @@ async def commands(reader: asyncio.StreamReader) -> AsyncIterator[list[bytes]]:
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers PING, and any other command with its last argument."""
+    """Answers the probe, and any other command with its last argument."""
     async for command in commands(reader):
-        writer.write(b"+PONG\r\n" if command == [b"PING"] else b"$%d\r\n%s\r\n" % (len(command[-1]), command[-1]))
+        writer.write(b"+PONG\r\n" if command == [b"INFO", b"server"] else b"$%d\r\n%s\r\n" % (len(command[-1]), command[-1]))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -138,7 +140,7 @@ def test_a_connection_that_breaks_fails_its_calls_and_reopens() -> None:
             await echo(reader, writer)
             return
         async for command in commands(reader):
-            if command != [b"PING"]:
+            if command != [b"INFO", b"server"]:
                 writer.transport.abort()
                 return
             writer.write(b"+PONG\r\n")
@@ -158,7 +160,7 @@ def test_a_connection_that_breaks_fails_its_calls_and_reopens() -> None:
 def test_a_peer_that_breaks_the_protocol_is_dropped(noise: bytes) -> None:
     async def noisy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async for command in commands(reader):
-            writer.write(b"+PONG\r\n" if command == [b"PING"] else noise)
+            writer.write(b"+PONG\r\n" if command == [b"INFO", b"server"] else noise)
 
     async def go() -> None:
         async with peer(noisy) as address, connected(address) as connection:
@@ -197,7 +199,7 @@ def test_a_password_is_sent_first() -> None:
         async with peer(listening) as address:
             secured = Address(address.host, address.port, username="u", password="p", db=2)
             async with connected(secured):
-                assert said == [[b"AUTH", b"u", b"p"], [b"SELECT", b"2"], [b"PING"]]
+                assert said == [[b"AUTH", b"u", b"p"], [b"SELECT", b"2"], [b"INFO", b"server"]]
 
     run(go())
 
@@ -209,9 +211,9 @@ def test_unknown_scripts_are_loaded_and_their_errors_named(single: Server) -> No
 
     async def go() -> None:
         client: Any = await connect(single.url)
-        router = Router(single.url, client, timeout_ms=2000, retry_ms=20)
+        router = Router(single.url, client, Marks(None, Keys("pg", 16)), timeout_ms=2000, retry_ms=20)
         await router.open()
-        router.settle()
+        await router.settle()
         await client.script_flush()
         await client.delete("counter")
         answers = await asyncio.gather(*(router.run(add, ["counter"], [1]) for _ in range(20)))
@@ -231,9 +233,9 @@ def test_after_a_long_outage_nothing_is_decided_before_it_is_announced(tmp_path:
 
     async def go() -> None:
         client: Any = await connect(server.url)
-        router = Router(server.url, client, timeout_ms=TIMEOUT_MS, retry_ms=20)
+        router = Router(server.url, client, Marks(None, Keys("pg", 16)), timeout_ms=TIMEOUT_MS, retry_ms=20)
         await router.open()
-        router.settle()
+        await router.settle()
         assert await router.run(ping, ["k"], []) == 1
         os.kill(server.pid, signal.SIGSTOP)
         with pytest.raises(Unavailable):
@@ -245,7 +247,7 @@ def test_after_a_long_outage_nothing_is_decided_before_it_is_announced(tmp_path:
             await router.run(ping, ["k"], [])
         assert router.away_ms() > 1100
         assert await router.run(ping, ["k"], [], unsettled=True) == 1
-        router.settle()
+        await router.settle()
         assert router.away_ms() == 0
         assert await router.run(ping, ["k"], []) == 1
         await router.close()

@@ -89,7 +89,7 @@ class TestSettings:
             ({"PULSEGATE_JWT_SECRET": "short"}, "PULSEGATE_JWT_SECRET"),
             ({"PULSEGATE_JWT_SECRET_FILE": "/nowhere"}, "PULSEGATE_JWT_SECRET_FILE"),
             ({"PULSEGATE_LIFETIME_MS": "5000"}, "PULSEGATE_LIFETIME_MS"),
-            ({"PULSEGATE_OUTBOX_HIGH": "500"}, "PULSEGATE_OUTBOX_HIGH"),
+            ({"PULSEGATE_OUTBOX_HIGH": "500000"}, "PULSEGATE_OUTBOX_HIGH"),
             ({"PULSEGATE_TYPO": "1"}, "PULSEGATE_TYPO"),
         ],
     )
@@ -255,7 +255,7 @@ class TestSpool:
 
 class TestBackPressure:
     def test_heartbeats_are_thinned_and_lifecycle_is_not(self, backend: str, prefix: str) -> None:
-        with World(backend, prefix, outbox_keep=10, outbox_high=10, outbox_max=100) as world:
+        with World(backend, prefix, outbox_high=10, outbox_max=100) as world:
             backlog = Backlog(world.client, world.keys, world.settings, world.metrics, world.outage)
             world.beat()
             for _ in range(20):

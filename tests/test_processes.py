@@ -22,6 +22,7 @@ import pytest
 from redis import Redis
 
 from engine.embedded import DURABLE, Server, free_port
+from engine.events import TOPICS
 from engine.keys import Keys
 from tests.harness import PARTITIONS, PLANS, start_cluster
 from tests.servers import ROOT, ApiProcess, Child, clean_env, environment, player, service, wait_for
@@ -45,10 +46,14 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 
 
 def events(server: Server, prefix: str, *types: str) -> list[dict[str, Any]]:
+    """What happened, wherever it is by now: in an outbox, in the log, or in both."""
     keys = Keys(prefix, PARTITIONS)
+    found: dict[tuple[int, bytes], dict[str, Any]] = {}
     with Redis.from_url(server.url) as client:
-        found = [orjson.loads(f[b"e"]) for p in range(PARTITIONS) for _, f in client.xrange(keys.outbox(p))]
-    return [event for event in found if not types or event["type"] in types]
+        for p in range(PARTITIONS):
+            for stream in (keys.outbox(p), *(keys.log(p, topic) for topic in TOPICS)):
+                found |= {(p, id_): orjson.loads(fields[b"e"]) for id_, fields in client.xrange(stream)}
+    return [event for _, event in sorted(found.items()) if not types or event["type"] in types]
 
 
 class TestNeverOverTheLimit:
@@ -269,7 +274,7 @@ class TestWorkers:
             lease = api.beat(player("ann"), "s1", "d1")["lease_expires_at"]
             api.kill()
             wait_for(lambda: time.time() * 1000 > lease + 3000, "the deadline is long over")
-            assert client.exists(owner)
+            wait_for(lambda: client.exists(owner), "the sweep works still")
             assert events(own_server, prefix, "view_end") == []
 
 

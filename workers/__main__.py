@@ -1,4 +1,4 @@
-"""The workers' composition root: `python -m workers worker|scheduler`, which is what `pulsegate worker` starts, and
+"""The workers' composition root: `python -m workers worker|exporter|scheduler`, which is what `pulsegate worker` starts, and
 `python -m workers health worker|scheduler`, which says whether they do their work.
 """
 
@@ -12,6 +12,8 @@ from engine import lifeline
 from engine.log import configure
 from engine.settings import Settings
 from engine.stopping import Stop
+from workers import commands
+from workers.deadcli import dead
 from workers.health import ROLES, health
 from workers.runtime import runtime
 from workers.scheduler import schedule
@@ -22,7 +24,14 @@ def worker() -> None:
     """One RQ worker, until SIGTERM or SIGINT."""
     run = runtime(Settings.from_env(os.environ))
     logging.getLogger("rq.worker").setLevel("WARNING")
-    TenureWorker([run.queue], connection=run.rq).work(logging_level="WARNING")
+    TenureWorker([run.asks, run.queue], connection=run.log).work(logging_level="WARNING")
+
+
+def exporter() -> None:
+    """One RQ worker for exports only, until SIGTERM or SIGINT."""
+    run = runtime(Settings.from_env(os.environ))
+    logging.getLogger("rq.worker").setLevel("WARNING")
+    TenureWorker([run.exports], connection=run.log).work(logging_level="WARNING")
 
 
 def scheduler() -> None:
@@ -35,12 +44,18 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["worker"]:
             worker()
+        case ["exporter"]:
+            exporter()
         case ["scheduler"]:
             scheduler()
         case ["health", role] if role in ROLES:
             return health(role)
+        case ["replay" | "status" | "new-consumer", *_]:
+            return commands.main(arguments)
+        case ["dead", *rest]:
+            return dead(rest)
         case _:
-            print("usage: python -m workers [health] worker|scheduler", file=sys.stderr)
+            print("usage: python -m workers [health] worker|exporter|scheduler", file=sys.stderr)
             return 2
     return 0
 

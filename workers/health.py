@@ -1,8 +1,8 @@
 """`python -m workers health worker|scheduler`: is that part doing its work? Exit status 0, or 1 and why.
 
-A group of partitions that nobody owns tells who failed. If a tenure waits in the queue, the workers do not take it;
-if none waits, the schedulers have queued none. A hand-over leaves a group without owner for moments, so only what
-lasts longer than an owner's lease counts.
+A group of partitions that nobody owns tells who failed: if no tenure for it waits in the queue, the schedulers have queued
+none. If tenures wait and no group at all has an owner, the workers take none. A hand-over leaves a group without owner for
+moments, so only what lasts longer than an owner's lease counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rq import Worker
 
 from engine.errors import PulsegateError
 from engine.settings import Settings
-from workers import sweep
+from workers.jobs import groups, jobs
 from workers.runtime import Runtime, runtime
 from workers.tenure import OWNER_MS, waiting
 
@@ -45,20 +45,23 @@ def problem(run: Runtime, role: str) -> str:
     """What is wrong with the role now; '' if nothing is. Raises redis-py's errors."""
     if role == "worker" and not _works_here(run):
         return f"RQ knows no living worker on {socket.gethostname()}"
-    for group in range(run.settings.sweep_groups):
-        if run.rq.exists(run.keys.owner("sweep", group)):
-            continue
-        queued = waiting(run.queue, sweep.FUNCTION, group)
-        if role == "worker" and queued:
-            return f"a tenure for group {group} waits and nobody takes it"
-        if role == "scheduler" and not queued:
-            return f"group {group} has no owner and no tenure is queued"
+    owned = queued = 0
+    for job in jobs(run.settings):
+        for group in groups(run.settings, job):
+            if run.log.exists(run.keys.owner(job, group)):
+                owned += 1
+            elif waiting(run.queue_of(job), job, group):
+                queued += 1
+            elif role == "scheduler":
+                return f"group {group} of {job} has no owner and no tenure is queued"
+    if role == "worker" and queued and not owned:
+        return f"{queued} tenures wait and nobody takes them"
     return ""
 
 
 def _works_here(run: Runtime) -> bool:
     """Whether a worker that RQ has registered from this host is a living process."""
-    here = [worker.pid for worker in Worker.all(connection=run.rq) if worker.hostname == socket.gethostname()]
+    here = [worker.pid for worker in Worker.all(connection=run.log) if worker.hostname == socket.gethostname()]
     return any(pid and _lives(pid) for pid in here)
 
 

@@ -6,44 +6,39 @@ While all API processes are away nothing is swept: silence is then our fault, no
 from __future__ import annotations
 
 import logging
-import os
+import time
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from engine import scripts
-from engine.settings import Settings
-from workers.runtime import Runtime, runtime
-from workers.tenure import Ownership, enqueue, serve
+from workers.runtime import Runtime
+from workers.tenure import Work, stopping
 
 log = logging.getLogger(__name__)
 
-FUNCTION = "workers.sweep.sweep"
 BATCH = 500
 EVERY_S = 0.75
 
 
-def sweep(group: int) -> int:
-    """The RQ job. Returns how many rounds its tenure had."""
-    run = runtime(Settings.from_env(os.environ))
-    settings = run.settings
+class Sweep(Work):
+    """Sweeps one group of partitions every `EVERY_S`."""
 
-    def round_() -> None:
+    def __init__(self, run: Runtime, group: int) -> None:
+        self._run, self._group = run, group
+        self._next = 0.0
+
+    def step(self, wait_s: float) -> int:
+        left = self._next - time.monotonic()
+        if left > 0:
+            stopping.wait(min(left, wait_s))
+            return 0
+        self._next = time.monotonic() + EVERY_S
         try:
-            ended = sweep_once(run, group)
+            return sweep_once(self._run, self._group)
         except RedisError as error:
-            log.warning("sweep", extra={"group": group, "why": str(error)})
-        else:
-            if ended:
-                log.debug("swept", extra={"group": group, "ended": ended})
-
-    return serve(
-        Ownership(run.rq, run.keys, "sweep", group),
-        round_,
-        seconds=settings.tenure_s,
-        every_s=EVERY_S,
-        successor=lambda: enqueue(run.queue, FUNCTION, group, timeout_s=settings.tenure_s + 60),
-    )
+            log.warning("sweep", extra={"group": self._group, "why": str(error)})
+            return 0
 
 
 def sweep_once(run: Runtime, group: int, now: Any = "") -> int:
@@ -58,12 +53,11 @@ def sweep_once(run: Runtime, group: int, now: Any = "") -> int:
         return 0
     total = 0
     script = scripts.load("sweep")
-    for partition in range(group, settings.partitions, settings.sweep_groups):
+    for partition in run.partitions(group):
         while True:
             args = [now, BATCH, settings.outbox_max, settings.tuning(), began, ended]
             views, looked = run.call(script, [keys.deadlines(partition), keys.outbox(partition)], args)
             total += views
             if looked < BATCH:
                 break
-        run.session.xtrim(keys.outbox(partition), maxlen=settings.outbox_keep, approximate=True)
     return total

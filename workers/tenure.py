@@ -1,24 +1,31 @@
 """A tenure: an RQ job that owns a group of partitions for some seconds, works on it, and hands over.
 
 A job per heartbeat is out of the question (RQ runs a few hundred a second), so a job is a stretch of work. Ownership
-is a short lease in RQ's Redis: a worker that dies loses it within `OWNER_MS`, and the scheduler, which watches it,
+is a short lease in the log Redis: a worker that dies loses it within `OWNER_MS`, and the scheduler, which watches it,
 queues the next tenure. A tenure that ends in order queues its successor itself, so work goes on without a scheduler.
+Where fewer workers run than there are tenures, they take turns: one that sees another waiting hands over early.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from redis import Redis
-from rq import Queue, SimpleWorker
+from rq import Queue, Retry, SimpleWorker
+from rq.registry import ScheduledJobRegistry
 
 from engine.keys import Keys
 from engine.stopping import Stop
 
-QUEUE = "tenures"
+FUNCTION = "workers.jobs.tenure"
 OWNER_MS = 5_000
+TURN_S = 0.4
+"""A tenure works at least this long before it lets another have its worker."""
+_RENEW_S = 1.0
 
 stopping = Stop()
 """Set when this worker was asked to stop: a tenure then hands over at once."""
@@ -32,65 +39,96 @@ class TenureWorker(SimpleWorker):
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
+class LostOwnership(Exception):
+    """Another worker owns the partitions by now; what was not committed is its to do."""
+
+
 class Ownership:
-    """The lease on one group of one job."""
+    """The lease on one group of one job. `token` is what every write on behalf of it checks (`key` must hold it)."""
 
     def __init__(self, client: Redis, keys: Keys, job: str, group: int) -> None:
         self._client = client
-        self._key = keys.owner(job, group)
-        self._name = uuid.uuid4().hex
+        self.key = keys.owner(job, group)
+        self.token = uuid.uuid4().hex
+        self._renewed, self._px = 0.0, OWNER_MS
         self._renew = client.register_script(_RENEW)
         self._release = client.register_script(_RELEASE)
 
     def acquire(self) -> bool:
-        return bool(self._client.set(self._key, self._name, nx=True, px=OWNER_MS))
+        self._renewed = time.monotonic()
+        return bool(self._client.set(self.key, self.token, nx=True, px=OWNER_MS))
 
-    def renew(self) -> bool:
-        """False if another owns the group by now."""
-        return bool(self._renew(keys=[self._key], args=[self._name, OWNER_MS]))
+    def seize(self, hold_ms: int) -> None:
+        """Takes it from whoever has it: that one's next write is refused. It is kept for `hold_ms` without renewal."""
+        self._renewed, self._px = time.monotonic(), hold_ms
+        self._client.set(self.key, self.token, px=hold_ms)
+
+    def renew(self) -> None:
+        """Keeps it, if it is time. Raises LostOwnership."""
+        if time.monotonic() - self._renewed < _RENEW_S:
+            return
+        if not self._renew(keys=[self.key], args=[self.token, self._px]):
+            raise LostOwnership(self.key)
+        self._renewed = time.monotonic()
 
     def release(self) -> None:
-        self._release(keys=[self._key], args=[self._name])
+        self._release(keys=[self.key], args=[self.token])
 
 
 _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
-def serve(
-    ownership: Ownership, work: Callable[[], None], *, seconds: float, every_s: float, successor: Callable[[], None]
-) -> int:
-    """Works every `every_s` while the group is ours, until `seconds` are over or the worker stops. Rounds worked."""
-    if not ownership.acquire():
-        return 0
-    rounds, until = 0, time.monotonic() + seconds
+class Work(ABC):
+    """What a tenure does. Built when it begins, closed when it ends."""
+
+    @abstractmethod
+    def step(self, wait_s: float) -> int:
+        """One round; how much it got done. With nothing to do it waits for work, at most `wait_s`.
+
+        Raises LostOwnership; any other error fails the RQ job, and RQ retries it.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Lets go of what the tenure held."""
+
+
+def serve(ownership: Ownership, work: Work, wanted: Callable[[], int], *, seconds: float) -> int:
+    """Works while the group is ours, until `seconds` are over, the worker stops, or other jobs are `wanted` of it.
+
+    Returns how much was done. The caller has acquired the ownership; it is released here.
+    """
+    done, began = 0, time.monotonic()
     try:
         while True:
-            started = time.monotonic()
-            work()
-            rounds += 1
-            pause = max(0.0, every_s - (time.monotonic() - started))
-            if stopping.wait(pause) or time.monotonic() >= until:
-                break
-            if not ownership.renew():
-                return rounds
+            done += work.step(0.2)
+            ownership.renew()
+            held = time.monotonic() - began
+            if stopping.is_set() or held >= seconds or (held >= TURN_S and wanted()):
+                return done
+    except LostOwnership:
+        return done
     finally:
-        ownership.release()
-    successor()
-    return rounds
+        try:
+            work.close()
+        finally:
+            ownership.release()
 
 
-def enqueue(queue: Queue, function: str, group: int, *, timeout_s: float) -> None:
-    """Queues the next tenure, unless one is waiting already."""
-    if not waiting(queue, function, group):
-        job_id = _prefix(function, group) + uuid.uuid4().hex[:8]
-        queue.enqueue(function, group, job_id=job_id, job_timeout=int(timeout_s), result_ttl=60)
+def enqueue(queue: Queue, job: str, group: int, *, timeout_s: float, retry: Retry) -> None:
+    """Queues the next tenure, unless one is waiting already, in the queue or for its retry."""
+    if not waiting(queue, job, group):
+        job_id = f"{_prefix(job, group)}{uuid.uuid4().hex[:8]}"
+        options: dict[str, Any] = {"job_timeout": int(timeout_s), "result_ttl": 60, "failure_ttl": 86_400}
+        queue.enqueue(FUNCTION, job, group, job_id=job_id, description=f"{job} {group}", retry=retry, **options)
 
 
-def waiting(queue: Queue, function: str, group: int) -> bool:
-    """Whether a tenure for the group is queued and not yet taken."""
-    return any(job.startswith(_prefix(function, group)) for job in queue.get_job_ids())
+def waiting(queue: Queue, job: str, group: int) -> bool:
+    """Whether a tenure for the group is queued and not yet taken, or scheduled for a retry."""
+    prefix = _prefix(job, group)
+    scheduled = ScheduledJobRegistry(queue=queue).get_job_ids(cleanup=False)
+    return any(found.startswith(prefix) for found in (*queue.get_job_ids(), *scheduled))
 
 
-def _prefix(function: str, group: int) -> str:
-    return f"{function.rsplit('.', 1)[-1]}-{group}-"
+def _prefix(job: str, group: int) -> str:
+    return f"{job}_{group}_"

@@ -1,0 +1,89 @@
+"""Events as the outbox and the event log hold them: one JSON object, an envelope around the caller's own `data`.
+
+| field       | is                                                                                       |
+|-------------|------------------------------------------------------------------------------------------|
+| type, at    | what happened, and when (ms, Redis's clock; a spooled heartbeat's own time of arrival)    |
+| account, profile, device, session, content, kind | whom and what it is about                             |
+| view        | ordinal of the view within the session; 0: no view                                        |
+| started_at  | ms, when that view began                                                                  |
+| seq         | of the heartbeat it came with                                                             |
+| watched_ms  | of the view so far                                                                        |
+| revision    | how often the view had been reopened                                                      |
+| v           | version of this envelope                                                                  |
+| data        | free JSON, byte for byte as it came; for our own types what `docs/events.md` lists        |
+
+An event's id is its partition and the id it has in the outbox: unique, ordered within the partition, and the same in the
+log, in the lake and in every export. `event_id` is what a receiver finds duplicates by: the tracking event's own where its
+sender can repeat it, else the id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+HEARTBEATS, EVENTS = "heartbeats", "events"
+TOPICS = (HEARTBEATS, EVENTS)
+PLAIN = frozenset(["heartbeat", "evidence"])
+"""Types that only say that a stream is alive: the topic `heartbeats`, thinned when the outbox is too long."""
+
+
+class Event(Struct):
+    """One event. `partition`, `stream_id` and `payload` (its JSON) are where it was read from."""
+
+    type: str
+    at: int
+    account: str
+    session: str = ""
+    device: str = ""
+    profile: str = ""
+    content: str = ""
+    kind: str = ""
+    view: int = 0
+    started_at: int = 0
+    seq: int = -1
+    watched_ms: int = 0
+    revision: int = 0
+    v: int = 1
+    event_id: str = ""
+    data: Raw = Raw(b"null")
+    partition: int = 0
+    stream_id: str = "0-0"
+    payload: bytes = b""
+
+    @property
+    def id(self) -> str:
+        return f"{self.partition}-{self.stream_id}"
+
+    @property
+    def topic(self) -> str:
+        return HEARTBEATS if self.type in PLAIN else EVENTS
+
+    def details(self) -> dict[str, Any]:
+        """`data`, decoded; {} if it is no object."""
+        found = msgspec.json.decode(self.data)
+        return found if isinstance(found, dict) else {}
+
+    def export(self) -> bytes:
+        """The payload with both ids, as consumers outside get it."""
+        id_ = self.id
+        ids = b'{"id":"%b","event_id":%b,' % (id_.encode(), msgspec.json.encode(self.event_id or id_))
+        return ids + self.payload[1:]
+
+
+_decoder = msgspec.json.Decoder(Event)
+
+
+def read(partition: int, stream_id: str, payload: bytes) -> Event:
+    """The event of one log entry. Raises msgspec.DecodeError if it is none."""
+    event = _decoder.decode(payload)
+    event.partition, event.stream_id, event.payload = partition, stream_id, payload
+    return event
+
+
+def order(stream_id: str) -> tuple[int, int]:
+    """A stream id as what Redis sorts it by."""
+    ms, _, seq = stream_id.partition("-")
+    return int(ms), int(seq or 0)

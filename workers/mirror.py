@@ -1,0 +1,206 @@
+"""The mirror: carries every outbox into the event log, in batches, under the same ids, and trims what the log has on disk.
+
+Exactly once: a script on the log Redis appends a batch and notes how far it came in one step, and refuses a batch
+that does not begin there (`lua/mirror.lua`). Nothing lost: an outbox is trimmed only behind what `WAITAOF` says has reached
+the log's disk, so whatever a crashed log has forgotten is mirrored once more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from engine import scripts
+from engine.events import EVENTS, HEARTBEATS, PLAIN, order
+from workers.runtime import Runtime
+from workers.tenure import LostOwnership, Ownership, Work, stopping
+
+log = logging.getLogger(__name__)
+
+BATCH = 1_000
+"""Events of one partition appended in one script call: about 2 ms in which the log Redis does nothing else."""
+READ = 100_000
+"""Events read in one go, over all partitions."""
+CLUSTER_POLL_S = 0.1
+"""A cluster cannot block on the outboxes of many slots, so they are asked this often."""
+TRIM_EVERY_S = 0.5
+
+_PLAIN_HEADS = tuple(b'{"type":"%b"' % name.encode() for name in sorted(PLAIN))
+
+Entry = tuple[bytes, dict[bytes, bytes]]
+"""Stream id, and its one field: `e`, JSON."""
+
+
+class Mirror(Work):
+    """Mirrors one group of partitions."""
+
+    def __init__(self, run: Runtime, group: int, ownership: Ownership) -> None:
+        self._run, self._owner = run, ownership
+        self._partitions = run.partitions(group)
+        self._outboxes = {run.keys.outbox(p).encode(): p for p in self._partitions}
+        self._script = run.log.register_script(scripts.load("mirror").source)
+        self._servers = ("", "")
+        self._positions: dict[int, bytes] = {}
+        self._trimmed: dict[int, bytes] = {}
+        self._disk = _disk(run, group)
+        self._trim_at = 0.0
+        self._look_at = 0.0
+
+    def step(self, wait_s: float) -> int:
+        self._meet_servers()
+        done = 0
+        for partition, entries in self._read(wait_s):
+            for start in range(0, len(entries), BATCH):
+                done += self._append(partition, entries[start : start + BATCH])
+                self._owner.renew()
+        self._disk.reached(self._positions)
+        if time.monotonic() >= self._trim_at:
+            self._trim_at = time.monotonic() + TRIM_EVERY_S
+            self._trim()
+        return done
+
+    def _read(self, wait_s: float) -> Iterator[tuple[int, Sequence[Entry]]]:
+        """What each outbox holds beyond its position; waits for something if there is nothing."""
+        session, count = self._run.session, max(100, READ // len(self._partitions))
+        places = [(key, self._positions.get(p, b"0-0")) for key, p in self._outboxes.items()]
+        if self._run.clustered:
+            with session.pipeline() as pipe:
+                for key, after in places:
+                    pipe.execute_command("XRANGE", key, b"(" + after, "+", "COUNT", count)
+                found = {key: entries for (key, _), entries in zip(places, pipe.execute(), strict=True) if entries}
+            if not found:
+                stopping.wait(min(wait_s, CLUSTER_POLL_S))
+        else:
+            block = max(1, int(wait_s * 1000))
+            keys, ids = [key for key, _ in places], [after for _, after in places]
+            found = dict(session.execute_command("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", *keys, *ids))
+        for key, entries in found.items():
+            yield self._outboxes[key], entries
+
+    def _append(self, partition: int, entries: Sequence[Entry]) -> int:
+        keys, after = self._run.keys, self._positions.get(partition, b"")
+        args: list[Any] = [self._owner.token, partition, after]
+        for id_, fields in entries:
+            payload = fields[b"e"]
+            args += (1 if payload.startswith(_PLAIN_HEADS) else 2, id_, payload)
+        names = [keys.log(partition, HEARTBEATS), keys.log(partition, EVENTS), keys.mirrored, self._owner.key]
+        code, *rest = self._script(keys=names, args=args)
+        if code == -1:
+            raise LostOwnership(self._owner.key)
+        if code == -2:
+            log.warning("mirrored_elsewhere", extra={"partition": partition, "mirrored": rest[0].decode()})
+            self._positions[partition] = rest[0] or b"0-0"
+            return 0
+        self._positions[partition] = entries[-1][0]
+        return int(code)
+
+    def _trim(self) -> None:
+        """Takes from the outboxes what the log has on disk."""
+        durable = self._disk.durable
+        due = {p: durable[p] for p in self._partitions if p in durable and self._trimmed.get(p) != durable[p]}
+        if not due:
+            return
+        with self._run.session.pipeline(**({} if self._run.clustered else {"transaction": False})) as pipe:
+            for partition, id_ in due.items():
+                ms, seq = order(id_.decode())
+                pipe.xtrim(self._run.keys.outbox(partition), minid=f"{ms}-{seq + 1}", approximate=False)
+            pipe.execute()
+        self._trimmed.update(due)
+
+    def _meet_servers(self) -> None:
+        """After a new run of a server: the log may have forgotten what it had last, and an outbox its last ids.
+
+        No outbox may go on below what the log has of it. The API sees to that before it decides anything; this is for
+        an API that could not ask the log.
+        """
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + 1
+        servers = _run_ids(self._run.session), _run_ids(self._run.log)
+        if servers != self._servers:
+            self._servers = servers
+            found: Any = self._run.log.hgetall(self._run.keys.mirrored)
+            self._positions = {p: found[b"%d" % p] for p in self._partitions if b"%d" % p in found}
+            script = scripts.load("raise")
+            for partition, id_ in self._positions.items():
+                self._run.call(script, [self._run.keys.outbox(partition)], [id_])
+
+
+@lru_cache(maxsize=64)
+def _disk(run: Runtime, group: int) -> _Disk:
+    """One per process: what it waits for may take longer than a tenure's turn."""
+    return _Disk(run.log, run.keys.mirrored)
+
+
+class _Disk(threading.Thread):
+    """Learns how much of the log is on its server's disk, without making the mirror wait for it.
+
+    `WAITAOF` answers once everything this connection wrote is on disk, and with it all that was written before. Without an
+    append-only file nothing can be waited for, and what is in memory has to do.
+    """
+
+    def __init__(self, client: Redis, mirrored: str) -> None:
+        super().__init__(name="disk", daemon=True)
+        self._client, self._mirrored = client, mirrored
+        self._wanted: dict[int, bytes] = {}
+        self.durable: dict[int, bytes] = {}
+        """Partition → the id up to which its events are on disk."""
+        self._news = threading.Event()
+        self._closed = False
+        self.start()
+
+    def reached(self, positions: dict[int, bytes]) -> None:
+        """The log has everything up to these ids in memory."""
+        if positions != self._wanted:
+            self._wanted = dict(positions)
+            self._news.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._news.set()
+
+    def run(self) -> None:
+        while self._news.wait() and not self._closed:
+            self._news.clear()
+            try:
+                if (found := self._on_disk()) is not None:
+                    self.durable = found
+                else:
+                    self._news.set()
+            except (RedisError, OSError) as error:
+                log.warning("disk", extra={"why": str(error)})
+                self._news.set()
+                time.sleep(0.5)
+
+    def _on_disk(self) -> dict[int, bytes] | None:
+        """How far the server says that it has mirrored, once that is on its disk: a server that has restarted since may
+        have forgotten what the mirror remembers. None if it takes longer."""
+        # One connection for all: WAITAOF is about what its own connection wrote.
+        with self._client.client() as connection:
+            found: Any = connection.hgetall(self._mirrored)
+            connection.set(f"{self._mirrored}:disk", b"", px=60_000)
+            try:
+                local, _ = connection.execute_command("WAITAOF", 1, 0, 3_000)
+            except ResponseError as error:
+                if "appendonly" not in str(error):
+                    raise
+                local = 1
+        return {int(p): id_ for p, id_ in found.items() if p.isdigit()} if local else None
+
+
+def _run_ids(session: Any) -> str:
+    """The runs of all session servers, as one string. Raises redis-py's errors."""
+    info = (
+        session.info("server")
+        if not hasattr(session, "get_primaries")
+        else session.info("server", target_nodes="primaries")
+    )
+    runs = [info] if "run_id" in info else list(info.values())
+    return ",".join(sorted(str(run["run_id"]) for run in runs))
