@@ -1,0 +1,130 @@
+"""How far each consumer and sink is behind the outboxes, for `/metrics` and `pulsegate status`.
+
+Lag in events is what the mirror has appended to the log less what the consumer has committed; lag in seconds is the age of
+the oldest event that it has not. Names come from the entry points, so whatever is installed is watched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from redis.asyncio import Redis
+
+from engine.events import TOPICS, order
+from engine.keys import Keys
+
+CONSUMERS, SINKS = "pulsegate.consumers", "pulsegate.sinks"
+HANDLED = "handled"
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """One consumer or sink. `owners`: groups that somebody works on now."""
+
+    name: str
+    job: str
+    events: int
+    seconds: float
+    handled: int
+    dead: int
+    owners: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The state of the background work."""
+
+    mirrored: dict[str, int]
+    """Topic → events appended to the log ever."""
+    owners: dict[str, int]
+    """Sweep, mirror, maintain → groups that somebody works on now."""
+    bad: int
+    lags: list[Lag]
+
+
+def names() -> dict[str, str]:
+    """Name → job of every installed consumer and sink."""
+    found = {entry.name: f"consume-{entry.name}" for entry in entry_points(group=CONSUMERS)}
+    return found | {entry.name: f"export-{entry.name}" for entry in entry_points(group=SINKS)}
+
+
+async def look(log: Redis, keys: Keys, groups: int) -> Flow:
+    """The state now. A sink that nobody has configured has never handled anything and is left out. Raises redis-py's errors."""
+    jobs = names()
+    generations: Any = await log.hgetall(keys.generations)
+    cursors = {
+        name: keys.cursor(name, int(generations.get(name.encode(), 1)) if job.startswith("consume-") else 0)
+        for name, job in jobs.items()
+    }
+    async with log.pipeline(transaction=False) as pipe:
+        pipe.hgetall(keys.mirrored)
+        pipe.xlen(keys.bad)
+        for name in jobs:
+            pipe.hgetall(cursors[name])
+            pipe.xlen(keys.dead(name))
+        owned = ["sweep", "mirror", "maintain", *jobs.values()]
+        for job in owned:
+            pipe.exists(*(keys.owner(job, group) for group in range(groups)))
+        mirrored, bad, *rest = await pipe.execute()
+    owners = dict(zip(owned, rest[2 * len(jobs) :], strict=True))
+    lags = []
+    for n, (name, job) in enumerate(jobs.items()):
+        cursor, dead = rest[2 * n], rest[2 * n + 1]
+        if not cursor and not owners[job]:
+            continue
+        seconds = await _seconds(log, keys, mirrored, cursor)
+        lags.append(
+            Lag(name, job, _events(mirrored, cursor), seconds, int(cursor.get(HANDLED.encode(), 0)), dead, owners[job])
+        )
+    counts = {topic: int(mirrored.get(topic.encode(), 0)) for topic in TOPICS}
+    return Flow(counts, {job: owners[job] for job in owned[:3]}, bad, lags)
+
+
+def _behind(mirrored: Mapping[bytes, bytes], cursor: Mapping[bytes, bytes]) -> dict[int, str]:
+    """Partition → position, of those where the log holds more than the consumer has."""
+    found = {}
+    for field, last in mirrored.items():
+        if field.isdigit():
+            at = cursor.get(field, b"0-0").decode()
+            if order(at) < order(last.decode()):
+                found[int(field)] = at
+    return found
+
+
+def _events(mirrored: Mapping[bytes, bytes], cursor: Mapping[bytes, bytes]) -> int:
+    if not _behind(mirrored, cursor):
+        return 0
+    topics = cursor.get(b"topics", ",".join(TOPICS).encode()).split(b",")
+    return max(1, sum(int(mirrored.get(topic, 0)) for topic in topics) - int(cursor.get(HANDLED.encode(), 0)))
+
+
+async def _seconds(log: Redis, keys: Keys, mirrored: Mapping[bytes, bytes], cursor: Mapping[bytes, bytes]) -> float:
+    """Age of the oldest event that waits. Events of before a restart under a lagging clock may be younger than their id."""
+    behind = _behind(mirrored, cursor)
+    if not behind:
+        return 0.0
+    topics = cursor.get(b"topics", ",".join(TOPICS).encode()).decode().split(",")
+    async with log.pipeline(transaction=False) as pipe:
+        for partition, at in behind.items():
+            for topic in topics:
+                pipe.xrange(keys.log(partition, topic), min=f"({at}", count=1)
+        found = await pipe.execute()
+    oldest = min((order(entries[0][0].decode())[0] for entries in found if entries), default=None)
+    return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
+
+
+def table(flow: Flow) -> str:
+    """For people: `pulsegate status`."""
+    lines = [f"{'':14}{'lag':>12}{'seconds':>10}{'handled':>14}{'dead':>8}{'owners':>8}"]
+    lines += [
+        f"{lag.name:14}{lag.events:>12,}{lag.seconds:>10.1f}{lag.handled:>14,}{lag.dead:>8,}{lag.owners:>8}"
+        for lag in flow.lags
+    ]
+    lines += [f"{job:14}{'':>44}{'':>0}{count:>8}" for job, count in flow.owners.items()]
+    total = sum(flow.mirrored.values())
+    topics = ", ".join(f"{topic} {count:,}" for topic, count in flow.mirrored.items())
+    return "\n".join([*lines, f"\nmirrored {total:,} ({topics}); bad events kept {flow.bad:,}"])

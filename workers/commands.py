@@ -1,0 +1,122 @@
+"""`pulsegate replay`, `status` and `new-consumer`: what needs to know the projections, so it runs here, not in the engine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import sys
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from engine import lag
+from engine.clients import located
+from engine.errors import PulsegateError
+from engine.keys import Keys
+from engine.settings import Settings
+from workers.consumer import consumers
+from workers.replay import replay
+from workers.runtime import runtime
+
+_NAME = re.compile("[a-z][a-z0-9_]{0,31}")
+
+
+def main(words: list[str]) -> int:
+    """The exit status: 0 done, 1 failed or different, 2 wrong use."""
+    args = _parser().parse_args(words)
+    try:
+        return int(args.do(args))
+    except PulsegateError as error:
+        print(f"pulsegate: {error.message}", file=sys.stderr)
+        return 1
+    except RedisError as error:
+        print(f"pulsegate: Redis: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pulsegate")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    again = commands.add_parser("replay", help="builds projections anew from lake and log, and compares or swaps them")
+    again.add_argument("--projection", action="append", metavar="NAME", help="again for more than one; default: all")
+    again.add_argument("--from", dest="since", metavar="DATE", help="leave out what is older: 2026-11-23 or ms")
+    again.add_argument("--swap", action="store_true", help="put the result in the live one's place")
+    again.set_defaults(do=_replay)
+
+    status = commands.add_parser("status", help="lag, totals and dead letters of consumers and sinks")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(do=_status)
+    for command in (again, status):
+        command.add_argument("--data", type=Path, default=Path(".pulsegate"), help="directory of a `pulsegate run`")
+
+    new = commands.add_parser("new-consumer", help="writes a consumer to start from, with its test")
+    new.add_argument("name", help="lower-case letters, digits and _")
+    new.add_argument("--into", type=Path, default=Path(), help="directory in which its directory is made")
+    new.set_defaults(do=_new_consumer)
+    return parser
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    return located(Settings.from_env(os.environ), args.data)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    names = args.projection or []
+    if unknown := [name for name in names if name not in consumers()]:
+        raise PulsegateError(f"no projection {unknown[0]!r}; there are {', '.join(sorted(consumers()))}")
+    return replay(runtime(_settings(args)), names, since_ms=_ms(args.since), swap=args.swap)
+
+
+def _ms(text: str | None) -> int:
+    if text is None:
+        return 0
+    if text.isdigit():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise PulsegateError(f"--from {text!r}: write 2026-11-23, 2026-11-23T20:00 or ms") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _status(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+
+    async def look() -> lag.Flow:
+        async with Redis.from_url(settings.log_redis_url or settings.redis_url, socket_timeout=5) as client:
+            return await lag.look(client, Keys(settings.prefix, settings.partitions), settings.groups)
+
+    flow = asyncio.run(look())
+    print(orjson.dumps(flow).decode() if args.json else lag.table(flow))
+    return 0
+
+
+def _new_consumer(args: argparse.Namespace) -> int:
+    name: str = args.name
+    if not _NAME.fullmatch(name):
+        raise PulsegateError(f"{name!r}: begin with a letter; lower-case letters, digits and _, at most 32")
+    if name in consumers():
+        raise PulsegateError(f"there is a consumer {name!r} already")
+    directory: Path = args.into / name
+    if directory.exists():
+        raise PulsegateError(f"{directory} exists already")
+    words = {
+        "name": name, "module": f"pulsegate_{name}", "dashed": name.replace("_", "-"),
+        "Class": "".join(part.capitalize() for part in name.split("_")),
+    }  # fmt: skip
+    directory.mkdir(parents=True)
+    for template, target in (
+        ("consumer.py", f"{words['module']}.py"), ("test.py", f"test_{name}.py"), ("pyproject.toml", "pyproject.toml"),
+    ):  # fmt: skip
+        text = (files("workers") / "templates" / f"{template}.txt").read_text(encoding="utf-8")
+        (directory / target).write_text(Template(text).substitute(words), encoding="utf-8")
+    print(f"wrote {directory}: `pip install -e {directory}`, then restart workers and scheduler; `pytest {directory}`")
+    return 0
