@@ -1,0 +1,61 @@
+"""What several routes read of a request: identifiers, numbers, whose account it is about."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from api.http import bearer, read_body
+from api.services import Services
+from engine.errors import BadRequest, Forbidden
+from engine.tokens import Claims
+from engine.wire import ID_MAX
+
+
+def identifier(name: str, value: str | None, *, required: bool = True) -> str:
+    """Raises BadRequest; an empty value is one left out."""
+    if not value:
+        if required:
+            raise BadRequest(f"{name} is required", field=name)
+        return ""
+    if len(value) > ID_MAX or not value.isprintable():
+        raise BadRequest(f"{name} must be 1–{ID_MAX} printable characters", field=name)
+    return value
+
+
+def whole(request: Request, name: str, default: int, low: int, high: int) -> int:
+    """A whole number from the query. Raises BadRequest."""
+    value = request.query_params.get(name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit() and len(value) <= 16 and low <= int(value) <= high):
+        raise BadRequest(f"{name} must be a whole number from {low} to {high}", field=name)
+    return int(value)
+
+
+def verified(services: Services, request: Request) -> Claims:
+    """The claims of the bearer token. Raises Unauthorized."""
+    authorization = request.headers.get("authorization")
+    return services.tokens.verify(bearer(authorization.encode("latin-1") if authorization is not None else None))
+
+
+def account_of(request: Request, claims: Claims, scope: str, *, required: bool = True) -> str:
+    """The player's own account, or the one that a service token with this scope names in the query ('' if it need not)."""
+    if not claims.account:
+        claims.require(scope)
+    named = identifier("account", request.query_params.get("account"), required=False)
+    return claims.account_or(named) if required or named or claims.account else ""
+
+
+def profile_of(request: Request, claims: Claims) -> str:
+    """The profile named in the query, judged as a heartbeat's is. Raises BadRequest, Forbidden."""
+    profile = identifier("profile", request.query_params.get("profile"), required=False)
+    if claims.profiles is not None and profile and profile not in claims.profiles:
+        raise Forbidden("the token is not for this profile", code="other_profile", field="profile")
+    return profile
+
+
+async def body_of(services: Services, request: Request) -> bytes:
+    """Raises TooLarge."""
+    length = request.headers.get("content-length")
+    limit = services.settings.body_max_bytes
+    return await read_body(request.receive, limit, length.encode("latin-1") if length else None)
