@@ -1,0 +1,90 @@
+"""redis-py clients for commands: of the session Redis, single node or cluster, and of the log Redis."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.cluster import RedisCluster
+from redis.exceptions import RedisError
+
+from engine.errors import ConfigError, LayoutMismatch, PulsegateError, Unavailable
+from engine.keys import Keys
+from engine.scripts import Arg, Script
+from engine.settings import Settings
+
+TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    settings: Settings
+    keys: Keys
+    session: Any
+    """redis-py client of the session Redis, single node or cluster."""
+    log: Redis
+    """Never a cluster."""
+
+    def call(self, script: Script, keys: tuple[str, ...], args: tuple[Arg, ...]) -> Any:
+        """A script on the session Redis. Raises redis-py's errors."""
+        script.check(len(keys), len(args))
+        return self.session.register_script(script.source)(keys=list(keys), args=list(args))
+
+
+@contextlib.contextmanager
+def connected(settings: Settings, data: Path | None = None) -> Iterator[Clients]:
+    """Clients for the deployment; `data` is the directory of a `pulsegate run` whose embedded server is meant.
+
+    Raises ConfigError if there is no Redis to use, LayoutMismatch if this is another deployment's, Unavailable for
+    redis-py's errors, also those of the body.
+    """
+    settings = located(settings, data)
+    options: dict[str, Any] = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
+    with contextlib.ExitStack() as stack:
+        try:
+            session: Any = stack.enter_context(Redis.from_url(settings.redis_url, **options))
+            clustered = bool(session.info("cluster").get("cluster_enabled"))
+            if clustered and not settings.log_redis_url:
+                raise ConfigError("no log Redis is named", field="PULSEGATE_LOG_REDIS_URL")
+            log = Redis.from_url(settings.log_redis_url or settings.redis_url, **options)
+            stack.callback(log.close)
+            if clustered:
+                session = RedisCluster.from_url(settings.redis_url, **options)
+                stack.callback(session.close)
+            keys = Keys(settings.prefix, settings.partitions)
+            _check_layout(session, keys)
+            yield Clients(settings, keys, session, log)
+        except RedisError as error:
+            raise Unavailable(f"Redis: {error}") from None
+
+
+def located(settings: Settings, data: Path | None) -> Settings:
+    """Settings that say where Redis is: as they do already, else the servers of a `pulsegate run`. Raises ConfigError."""
+    if not settings.lake_dir and data is not None and (data / "lake").is_dir():
+        settings = replace(settings, lake_dir=str((data / "lake").resolve()))
+    if not settings.redis_url:
+        return replace(settings, redis_url=_embedded(data, "redis", "PULSEGATE_REDIS_URL"))
+    if not settings.log_redis_url and data is not None and (data / "queues" / "port").exists():
+        return replace(settings, log_redis_url=_embedded(data, "queues", "PULSEGATE_LOG_REDIS_URL"))
+    return settings
+
+
+def _embedded(data: Path | None, name: str, variable: str) -> str:
+    try:
+        if data is None:
+            raise FileNotFoundError
+        return f"redis://127.0.0.1:{int((data / name / 'port').read_text())}/0"
+    except (OSError, ValueError):
+        raise ConfigError(f"set {variable}, or --data to the directory of a `pulsegate run`", field=variable) from None
+
+
+def _check_layout(session: Any, keys: Keys) -> None:
+    found = session.hget(keys.layout, "partitions")
+    if found is None:
+        raise PulsegateError(f"there is no deployment with prefix {keys.prefix!r} in this Redis", code="layout")
+    if int(found) != keys.partitions:
+        raise LayoutMismatch(f"{keys.layout} says partitions {int(found)}, not {keys.partitions}", field="partitions")
