@@ -6,14 +6,15 @@ answers `allow` with `degraded: true` (a paying viewer is not punished for our o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from time import perf_counter
 from typing import Any
 
 import orjson
 
-from engine import scripts
+from engine import scripts, tracking
+from engine.completion import Thresholds, completed_point
 from engine.errors import BadRequest, Conflict, Forbidden, NotFound, Overloaded, Unavailable
 from engine.keys import Keys
 from engine.metrics import Metrics
@@ -47,6 +48,7 @@ class Decisions:
         self._spool = spool
         self._now = now
         self._tuning = settings.tuning()
+        self._thresholds = Thresholds.of(settings)
         self._inflight = 0
         self._lifetimes = {
             "token": settings.token_ms, "licence": settings.licence_ms, "manifest": settings.manifest_ms,
@@ -59,6 +61,7 @@ class Decisions:
         self._signal = scripts.load("signal")
         self._sessions = scripts.load("sessions")
         self._remember = scripts.load("remembered")
+        self._track = scripts.load("track")
 
     # the calls
 
@@ -86,12 +89,16 @@ class Decisions:
         extra: list[Arg] = []
         for name, data in events:
             extra += (name, common + data + b"}")
+        length, completed = "", ""
+        if kind != "live" and (beat.duration or beat.credits):
+            length = f"\t{beat.duration:.0f}" if beat.duration and beat.duration >= 1 else ""
+            completed = self._completed(beat)
         args = (
             *self._common(account),
-            beat.session, f"{device}\t{beat.content}\t{kind}\t{device_type}\t{provider}\t{beat.profile}\t{matched.held}",
+            beat.session, f"{device}\t{beat.content}\t{kind}\t{device_type}\t{provider}\t{beat.profile}\t{matched.held}{length}",
             beat.seq, STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), "" if stretch == 1 else interval,
             int(self._settings.lifetime_ms * stretch), beat.rate, matched.policy, at,
-            b"" if self._outage.thinned(k.base) else common + body + b"}", *extra,
+            b"" if self._outage.thinned(k.base) else common + body + b"}", completed, *extra,
         )  # fmt: skip
         try:
             reply = await self._run(
@@ -162,14 +169,13 @@ class Decisions:
         k = self._keys.account(signal.account)
         born = "~" + _digest(f"{device}\t{signal.content}")
         lifetime = int(signal.ttl_s * 1000) if signal.ttl_s else self._lifetimes[signal.evidence]
-        body = orjson.dumps({
-            "account": signal.account, "profile": signal.profile, "device": device, "session": signal.session or born,
-            "content": signal.content, "kind": named.kind or signal.kind, "v": 1,
-        })[1:-1] + b',"data":' + data + b"}"  # fmt: skip
+        who = orjson.dumps({"account": signal.account, "profile": signal.profile, "device": device})[1:-1]
+        what = {"content": signal.content, "kind": named.kind or signal.kind, "v": 1}
+        body = orjson.dumps(what)[1:-1] + b',"data":' + data + b"}"
         args = (
             *self._common(signal.account), signal.session, born, ident, RANKS[signal.evidence], lifetime,
             "" if signal.at is None else signal.at, matched.policy, self._settings.unmatched,
-            b"" if self._outage.thinned(k.base) else body, signal.request_id, self._settings.request_ttl_ms,
+            who, b"" if self._outage.thinned(k.base) else body, signal.request_id, self._settings.request_ttl_ms,
         )  # fmt: skip
         keys = (
             k.sessions,
@@ -199,6 +205,28 @@ class Decisions:
             item["account"] = account
         return list(items)
 
+    async def record(
+        self, account: str, events: Sequence[tuple[str, str, bytes]], session: str = ""
+    ) -> tuple[list[int], str]:
+        """Appends events (type, event_id or '', JSON from "account" on), each `event_id` once within a day or two.
+
+        Returns what became of each (1 appended, 0 duplicate) and the outbox id of the last one appended, or ''.
+        Raises Unavailable, and Overloaded while the outbox is above `outbox_high`.
+        """
+        fate = await self.track(account, events, session)
+        return fate.flags, fate.last
+
+    async def track(
+        self, account: str, events: Sequence[tuple[str, str, bytes]], session: str = "", fill: tuple[str, ...] = ()
+    ) -> tracking.Fate:
+        """Like `record`; `fill` names the envelope's fields that the session's record knows. No events: only looks."""
+        triples = tuple(arg for event in events for arg in tracking.triple(*event))
+        told = tracking.Told(session, fill, triples=triples)
+        keys, args = told.call(self._keys.account(account), self._common(account), self._settings.outbox_high)
+        reply = await self._run(self._track, keys, args)
+        self._metrics.overloaded.inc(reply[0])
+        return tracking.fate(reply)
+
     # the parts
 
     def _common(self, account: str) -> tuple[Arg, ...]:
@@ -220,6 +248,11 @@ class Decisions:
         """Under load players are asked to come less often, and their leases live longer to match."""
         busy = self._inflight / self._settings.inflight_max
         return 1.0 if busy < 0.5 else 2.0 if busy < 0.8 else 3.0
+
+    def _completed(self, beat: Heartbeat) -> str:
+        """'1' if the beat's position completes its title, as the script wants it."""
+        point = completed_point(beat.duration, beat.credits, self._thresholds)
+        return "1" if point is not None and beat.position is not None and beat.position >= point else ""
 
     @staticmethod
     def _device(claims: Claims, named: str) -> str:

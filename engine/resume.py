@@ -193,6 +193,10 @@ def _rank(old: Entry, event: Event, rules: Rules) -> _Rank | None:
         elif event.at < run_at or (event.seq, event.at) <= (old.seq, old.at):
             return None
         return _Rank(True, old.started_at, old.sitting_at, run_at)
+    if event.session == old.session and event.seq > old.seq and event.at > old.at:
+        # One player's heartbeats are in order whatever their views: a session server that has forgotten its last second
+        # goes on with the view before.
+        return _Rank(False, started, max(started, old.sitting_at))
     sitting = started
     if old.rival is not None and old.rival[:2] == (event.session, event.view) and event.at >= old.rival[2]:
         sitting = old.rival[2]

@@ -8,6 +8,7 @@ Every field names its unit in its name (`_ms`, `_s`, `_bytes`) or its help. A se
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,10 @@ class Settings:
     redis_url: str = _f(
         "", "session Redis (redis://, rediss://, unix://); a cluster is recognised by itself; empty: embedded"
     )
-    rq_url: str = _f("", "Redis for RQ's queues, never a cluster; empty: the session Redis, if that is no cluster")
+    log_redis_url: str = _f(
+        "",
+        "log Redis: event log, projections, RQ's queues; never a cluster; empty: the session Redis, if that is no cluster",
+    )
     prefix: str = _f("pg", "prefix of every key")
     partitions: int = _f(256, "partitions; fixed when the deployment is created", low=1, high=4096)
     plans_file: str = _f("plans.toml", "plans and their rules; reloaded when it changes")
@@ -63,6 +67,7 @@ class Settings:
     paused_keep_ms: int = _f(300_000, "a paused, beating session keeps its slot", low=0)
     paused_silent_ms: int = _f(60_000, "a paused, silent session keeps its slot", low=0)
     paused_end_ms: int = _f(1_800_000, "a paused view ends", low=1000)
+    no_progress_ms: int = _f(1_800_000, "a view whose player beats without moving its position ends", low=1000)
     sticky_ms: int = _f(1_800_000, "an evicted session is told why", low=0)
     reopen_ms: int = _f(1_800_000, "a heartbeat after a time-out reopens the view within", low=0)
     guard_ms: int = _f(60_000, "a removed device may not turn on its remover for", low=0)
@@ -77,6 +82,22 @@ class Settings:
     takeovers_max: int = _f(10, "takeovers per account and window", low=0)
     takeover_window_ms: int = _f(600_000, "window for takeovers_max", low=1000)
     request_ttl_ms: int = _f(600_000, "a request_id is remembered", low=1000)
+
+    # resume and completion, by content length (engine/completion.py); a credits marker in the heartbeat wins
+    resume_short_s: float = _f(300.0, "shorter titles are never resumable", low=0, high=86_400)
+    resume_early_ratio: float = _f(0.05, "share of a title before which no position is kept", low=0, high=0.5)
+    resume_early_s: float = _f(120.0, "at most this many seconds of it", low=0, high=86_400)
+    completed_ratio: float = _f(0.9, "share of a title from which it is completed", low=0.5, high=0.99)
+    completed_left_s: float = _f(180.0, "with less than this left it is completed, too", low=0, high=86_400)
+    completed_least_ratio: float = _f(0.8, "but never before this share", low=0.5, high=0.99)
+    completed_left_max_s: float = _f(600.0, "nor with more than this left", low=1, high=86_400)
+
+    # projections
+    resume_keep: int = _f(500, "titles whose resume position an account keeps; the oldest go", low=10, high=10_000)
+    resume_wait_ms: int = _f(
+        2_000, "who sets or hides a position waits at most this long for the workers", low=0, high=10_000
+    )
+    views_keep_days: float = _f(30.0, "days for which ended views are kept, from their start", low=0.01, high=3650)
 
     # evidence without the player
     segment_ms: int = _f(30_000, "a segment request keeps a lease alive", low=1000)
@@ -110,15 +131,56 @@ class Settings:
     breaker_retry_ms: int = _f(500, "an open breaker tries again after", low=10)
     gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=2000)
 
+    # tracking events
+    events_max: int = _f(500, "tracking events in one request", low=1, high=2000)
+    events_body_max_bytes: int = _f(2**20, "largest body of POST /v1/events", low=1024)
+    bad_max: int = _f(100_000, "rejected tracking events kept, about; the oldest go first", low=1)
+
+    # the lake
+    lake_dir: str = _f("", "directory of the lake (Parquet files); `pulsegate run` sets it; empty: no lake")
+    lake_roll_s: float = _f(5.0, "events gather this long before they are written to the lake", low=0, high=300)
+    lake_roll_events: int = _f(50_000, "or until there are so many", low=1, high=500_000)
+    lake_compact_s: int = _f(
+        600, "the small files of an hour are merged when nothing was added to it for so long", low=0
+    )
+    lake_file_bytes: int = _f(128 * 2**20, "size of the files that merging makes, about", low=2**20, high=2**32)
+
     # background work
-    outbox_keep: int = _f(1_000, "events a partition's outbox keeps; the sweep trims the older ones", low=10)
-    outbox_high: int = _f(5_000, "events above which plain heartbeats are thinned: no worker has trimmed", low=10)
+    ask_wait_s: float = _f(
+        20.0, "seconds a request waits for work done by a worker (erase, audit) before it answers 202", low=0, high=60
+    )
+    outbox_high: int = _f(
+        5_000, "events in an outbox above which plain heartbeats are thinned: no mirror is at work", low=10
+    )
     outbox_max: int = _f(20_000, "events at which lifecycle events push out the oldest", low=10)
-    worker_processes: int = _f(1, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
-    sweep_groups: int = _f(
-        1, "tenures over which the partitions are shared; at most as many as worker processes", low=1, high=64
+    worker_processes: int = _f(2, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
+    export_processes: int = _f(
+        1,
+        "worker processes for exports only; with several sinks as many, so that a slow one delays no other",
+        low=0,
+        high=64,
+    )
+    groups: int = _f(1, "groups of partitions, each of which has a tenure of its own in every job", low=1, high=64)
+    dead_max: int = _f(10_000, "dead letters kept for each consumer and sink; beyond it the oldest go", low=10)
+    log_keep_s: int = _f(
+        600, "events stay in the log at least this long, and until every projection and the lake has them", low=0
     )
     tenure_s: float = _f(20.0, "seconds a tenure lasts before it hands over", low=1)
+
+    # exports: the webhook (docs/exports.md)
+    webhook_url: str = _f("", "where events are posted (https://…); empty: nowhere")
+    webhook_secret: str = _f("", "key of the webhook's signatures, at least 32 bytes", secret=True)
+    webhook_authorization: str = _f("", "value of the webhook's Authorization header; empty: none", secret=True)
+    webhook_format: str = _f(
+        "pulsegate",
+        "how events are written: as they are, or in Segment's video vocabulary",
+        choices=("pulsegate", "segment"),
+    )
+    webhook_types: tuple[str, ...] = _f((), "types of events that are sent, comma-separated; empty: all")
+    webhook_heartbeats: bool = _f(False, "send heartbeats and evidence, too: most of the volume")
+    webhook_batch: int = _f(100, "events in one request", low=1, high=10_000)
+    webhook_body_max: int = _f(500_000, "bytes of one request; a larger event becomes a dead letter", low=1024)
+    webhook_timeout_s: float = _f(5.0, "seconds the receiver has to answer", low=0.1, high=60)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str], **overrides: Any) -> Settings:
@@ -147,9 +209,25 @@ class Settings:
             raise ConfigError(
                 "PULSEGATE_LIFETIME_MS must be at least stale_intervals × interval_ms", field="PULSEGATE_LIFETIME_MS"
             )
-        if not self.outbox_keep <= self.outbox_high <= self.outbox_max:
+        if self.completed_least_ratio > self.completed_ratio:
             raise ConfigError(
-                "PULSEGATE_OUTBOX_HIGH must lie between PULSEGATE_OUTBOX_KEEP and PULSEGATE_OUTBOX_MAX",
+                "PULSEGATE_COMPLETED_LEAST_RATIO must be at most PULSEGATE_COMPLETED_RATIO",
+                field="PULSEGATE_COMPLETED_LEAST_RATIO",
+            )
+        if self.completed_left_s > self.completed_left_max_s:
+            raise ConfigError(
+                "PULSEGATE_COMPLETED_LEFT_S must be at most PULSEGATE_COMPLETED_LEFT_MAX_S",
+                field="PULSEGATE_COMPLETED_LEFT_S",
+            )
+        if self.webhook_url and not re.match(r"https?://[^/@\s]+(/|$)", self.webhook_url):
+            raise ConfigError(
+                "PULSEGATE_WEBHOOK_URL must be http(s)://host/…, without a password", field="PULSEGATE_WEBHOOK_URL"
+            )
+        if self.webhook_url and len(self.webhook_secret.encode()) < 32:
+            raise ConfigError("PULSEGATE_WEBHOOK_SECRET must be at least 32 bytes", field="PULSEGATE_WEBHOOK_SECRET")
+        if not self.outbox_high <= self.outbox_max:
+            raise ConfigError(
+                "PULSEGATE_OUTBOX_HIGH must not exceed PULSEGATE_OUTBOX_MAX",
                 field="PULSEGATE_OUTBOX_HIGH",
             )
 
@@ -159,7 +237,7 @@ class Settings:
             self.lifetime_ms, self.stale_intervals, self.interval_ms, self.paused_keep_ms, self.paused_silent_ms,
             self.paused_end_ms, self.sticky_ms, self.reopen_ms, self.guard_ms, self.left_ms, self.unproven_ms,
             self.supersede_burst, self.supersede_refill_ms, self.record_keep_ms, self.records_max, self.takeovers_max,
-            self.takeover_window_ms,
+            self.takeover_window_ms, self.no_progress_ms,
         )  # fmt: skip
         return " ".join(str(v) for v in values)
 

@@ -58,6 +58,8 @@ OWN_TYPES = frozenset(
         "evidence",
         "pause",
         "resume",
+        "resume_set",
+        "resume_hide",
     ]
 )
 EVENT_TYPE = "[a-z][a-z0-9_]{0,63}"
@@ -75,6 +77,7 @@ class Heartbeat(Struct):
     device: Id = ""
     position: Seconds | None = None
     duration: Seconds | None = None
+    credits: Annotated[Seconds | None, Meta(description="where the end credits start")] = None
     profile: Id = ""
     device_type: Id = ""
     provider: Id = ""
@@ -171,15 +174,18 @@ def decode_events(raw: list[Raw]) -> list[tuple[str, bytes]]:
     return out
 
 
-def decode(decoder: msgspec.json.Decoder[T], body: bytes, where: str = "") -> T:
-    """One JSON document. Raises BadRequest with the path of the offending field, below `where`."""
+def decode(decoder: msgspec.json.Decoder[T], body: bytes, where: str = "", *, whole: bool = True) -> T:
+    """One JSON document. Raises BadRequest with the path of the offending field, below `where`.
+
+    `whole` also checks the parts that the decoder skips; leave that out where the caller checks them one by one.
+    """
     try:
         if not body.isascii():
             body.decode()
         if body.count(b"[") + body.count(b"{") > NESTING_MAX:
             _check_nesting(body)
         item = decoder.decode(body)
-        if not where:
+        if whole and not where:
             # What msgspec skips must be JSON for every reader of the event log too: 1e999 is not.
             orjson.loads(body)
         return item

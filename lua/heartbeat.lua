@@ -10,7 +10,8 @@
 -- ARGV[5] outage_began   ms, 0 if none lately
 -- ARGV[6] outage_ended   ms
 -- ARGV[7] session
--- ARGV[8] ident          device, content, kind, device type, provider, profile, rules held; tab-separated
+-- ARGV[8] ident          device, content, kind, device type, provider, profile, rules held, and the duration (s) if the
+--                        player states one; tab-separated
 -- ARGV[9] seq
 -- ARGV[10] state         p playing, b buffering, k seeking, s starting, a paused, e ended, f failed
 -- ARGV[11] position      ms, or '' if the player has none (live)
@@ -20,7 +21,8 @@
 -- ARGV[15] policy        mode, require_evidence, then name:unit:limit for each rule; tab-separated
 -- ARGV[16] at            ms when it really arrived, if it was spooled; else ''
 -- ARGV[17] body          the event's JSON from "account" on; '' thins: the heartbeat is not appended
--- ARGV[18...] events     the player's own events in pairs: type, JSON from "account" on
+-- ARGV[18] completed     1: this position completes the title; else ''
+-- ARGV[19...] events     the player's own events in pairs: type, JSON from "account" on
 -- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; detail is JSON or '' (lib/reply.lua)
 
 -- @include clock
@@ -28,15 +30,24 @@ local sessions_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[
 local session, ident, seq = ARGV[7], ARGV[8], tonumber(ARGV[9])
 
 -- Fast path: a known session beats again, nothing but time and position has changed, its lease is alive. (Its rank is a
--- player's, no refusal is noted, and it does not end sooner than the account's deadline says.)
+-- player's, no refusal is noted, and it does not end sooner than the account's deadline says.) `seldom` is what most beats
+-- lack: that the view was completed, and since when its position has not moved.
 local call = redis.call
 local text = call('HGET', KEYS[1], session)
 if text and ARGV[16] == '' then
-  local last_seq, since, was, position, furthest, watched, ttl, life, slot, ordinal, started, held = string.match(text,
-    '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\t%d*\n(r(%d+)\t(%d+)\t4\t\t(%d+)\t[^\n]*)\n(.*)$')
+  local last_seq, since, was, position, furthest, watched, ttl, seldom, life, slot, ordinal, started, held = string.match(text,
+    '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\t%d*([\t%d]*)\n(r(%d+)\t(%d+)\t4\t\t(%d+)\t[^\n]*)\n(.*)$')
   local seen = last_seq and started + since
-  if seen and held == ident and seq > tonumber(last_seq) and seen + ttl > now and ttl - ARGV[13] <= 0
-      and string.find('pbks', ARGV[10], 1, true) then
+  local fast = seen and held == ident and seq > tonumber(last_seq) and seen + ttl > now and ttl - ARGV[13] <= 0
+    and string.find('pbks', ARGV[10], 1, true)
+  if fast and (seldom ~= '' or ARGV[18] ~= '' or (position == ARGV[11] and position ~= '')) then
+    local completed, still = string.match(seldom, '^\t?(%d*)\t?(%d*)$')
+    if ARGV[18] ~= '' then completed = ARGV[18] end
+    if position ~= ARGV[11] or position == '' then still = '' elseif still == '' then still = seen end
+    seldom = (still ~= '' and '\t' .. completed .. '\t' .. still) or (completed ~= '' and '\t' .. completed) or ''
+    fast = still == '' or math.max(now, seen) - still < tonumber(string.match(ARGV[4], '%d+$'))
+  end
+  if fast then
     if now < seen then now = seen end
     local elapsed = now - seen
     local moved = elapsed
@@ -53,12 +64,12 @@ if text and ARGV[16] == '' then
     local expires = now + ARGV[13]
     for i = 4, #KEYS do call('ZADD', KEYS[i], expires, slot) end
     call('HSET', KEYS[1], session, ARGV[9] .. '\t' .. now - started .. '\t' .. ARGV[10] .. '\t' .. ARGV[11] .. '\t' ..
-      furthest .. '\t' .. watched .. '\t' .. ARGV[13] .. '\t' .. ARGV[12] .. '\n' .. life .. '\n' .. ident)
-    local head = '","at":' .. now .. ',"view":' .. ordinal .. ',"seq":' .. ARGV[9] .. ','
+      furthest .. '\t' .. watched .. '\t' .. ARGV[13] .. '\t' .. ARGV[12] .. seldom .. '\n' .. life .. '\n' .. ident)
+    local head = '","at":' .. now .. ',"view":' .. ordinal .. ',"started_at":' .. started .. ',"seq":' .. ARGV[9] .. ','
     if ARGV[17] ~= '' then
       call('XADD', KEYS[3], '*', 'e', '{"type":"heartbeat' .. head .. '"watched_ms":' .. watched .. ',' .. ARGV[17])
     end
-    for i = 18, #ARGV, 2 do call('XADD', KEYS[3], '*', 'e', '{"type":"' .. ARGV[i] .. head .. ARGV[i + 1]) end
+    for i = 19, #ARGV, 2 do call('XADD', KEYS[3], '*', 'e', '{"type":"' .. ARGV[i] .. head .. ARGV[i + 1]) end
     return {0, expires, seq, 0, ''}
   end
 end
@@ -74,7 +85,7 @@ local me = records[session]
 
 local function append_events(r)
   append('heartbeat', r, ARGV[17], seq, ask.at)
-  for i = 18, #ARGV, 2 do append(ARGV[i], r, ARGV[i + 1], seq, ask.at) end
+  for i = 19, #ARGV, 2 do append(ARGV[i], r, ARGV[i + 1], seq, ask.at) end
 end
 
 -- Order is (run, seq): what is older than what we have answers the current decision and changes nothing.
@@ -88,14 +99,27 @@ if me and me.status ~= 'b' and seq <= me.seq then
 end
 
 local state, position = ARGV[10], tonumber(ARGV[11])
-local closing = state == 'e' or state == 'f'
-if closing then
-  if me and me.status == 'r' then
-    advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]))
-    append_events(me)
-    end_view(me, state == 'e' and 'stopped' or 'error')
-    settle()
+local same = me and me.content == ask.content
+
+local function accept()
+  advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]), ARGV[18] ~= '')
+end
+
+-- The view's last beat. A last word about other content says nothing of this view's position.
+local function finish(reason)
+  if same then
+    accept()
+    me.duration = ask.duration or me.duration
   end
+  me.state, me.seq, me.run, me.seen = state, seq, run, math.max(me.seen, ask.at)
+  append_events(me)
+  end_view(me, reason)
+  settle()
+  return {0, 0, seq, 0, ''}
+end
+
+if state == 'e' or state == 'f' then
+  if me and me.status == 'r' then return finish(state == 'e' and 'stopped' or 'error') end
   return {0, 0, seq, 0, ''}
 end
 
@@ -114,12 +138,14 @@ if verdict and verdict.allow then
   settle()
   return {0, verdict.expires, me.seq, 0, ''}
 end
--- The pause has ended its view, or is about to: a player that is paused still changes nothing.
+-- The pause has ended its view, or is about to: a player that is paused still changes nothing. Nor does one whose view
+-- ended because its position did not move, until it does.
 local paused = state == 'a' and not moving(ask, me, position)
-if me and paused and me.content == ask.content and
-    (me.reason == 'paused_timeout' or (me.status == 'r' and me.paused > 0 and not alive(me))) then
+if same and paused and (me.reason == 'paused_timeout' or (me.status == 'r' and me.paused > 0 and not alive(me))) then
   return {0, 0, me.seq, 0, ''}
 end
+if same and me.reason == 'no_progress' and position == me.position then return {0, 0, me.seq, 0, ''} end
+if same and me.status == 'r' and stuck(me, ask.at, state, position) then return finish('no_progress') end
 ask = candidate(ask, me)
 verdict = verdict or judge(ask)
 if not verdict.allow then
@@ -131,7 +157,7 @@ end
 me = admit(ask, me, verdict)
 me.interval, me.beaten, me.ttl = tonumber(ARGV[12]) or tune.interval, 1, ttl
 pause(me, paused, position, ask.at)
-advance(me, ask.at, state, position, seq, run, tonumber(ARGV[14]))
+accept()
 me.rank = 4
 hold(me)
 append_events(me)

@@ -19,23 +19,24 @@
 -- ARGV[12] at            ms when it happened, or '' for now
 -- ARGV[13] policy        mode, require_evidence, then name:unit:limit for each rule; tab-separated
 -- ARGV[14] unmatched     count or observe: what evidence that matches no session does
--- ARGV[15] body          the event's JSON from "account" on, or '' for none
--- ARGV[16] request_id    '' if none
--- ARGV[17] request_ttl   ms
+-- ARGV[15] who           the event's JSON from "account" up to its session, which is the one it turns out to be about
+-- ARGV[16] body          the event's JSON from "content" on, or '' for none
+-- ARGV[17] request_id    '' if none
+-- ARGV[18] request_ttl   ms
 -- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; see lib/reply.lua
 
 -- @include clock
 local sessions_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
 -- @include tuning record account judge view reply match
 
-if ARGV[16] ~= '' then
+if ARGV[17] ~= '' then
   local answered = redis.call('GET', KEYS[4])
   if answered then return cjson.decode(answered) end
 end
 
 local function answer(reply)
   settle()
-  if ARGV[16] ~= '' then redis.call('SET', KEYS[4], cjson.encode(reply), 'PX', ARGV[17]) end
+  if ARGV[17] ~= '' then redis.call('SET', KEYS[4], cjson.encode(reply), 'PX', ARGV[18]) end
   return reply
 end
 
@@ -47,7 +48,10 @@ local ask = {session = born, ident = ARGV[9], policy = parse_policy(ARGV[13]), a
 read_ident(ask)
 local me, belongs = match(ask, linked)
 if me then ask.session = me.session end
-append('evidence', me or ask, ARGV[15], me and me.seq or -1, ask.at)
+if ARGV[16] ~= '' then
+  local body = ARGV[15] .. ',"session":' .. cjson.encode(ask.session) .. ',' .. ARGV[16]
+  append('evidence', me or ask, body, me and me.seq or -1, ask.at)
+end
 if belongs then return answer({0, 0, me and me.seq or -1, 0, ''}) end
 if me and me.status == 'r' and ask.at >= me.started then
   me.proven = now + tune.unproven

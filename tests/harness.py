@@ -16,6 +16,7 @@ from engine import scripts
 from engine.decisions import Decisions
 from engine.embedded import VOLATILE, Server, free_port
 from engine.keys import Keys
+from engine.marks import Marks
 from engine.metrics import Metrics
 from engine.outages import Announcer, Outage
 from engine.partitions import partition_of
@@ -137,9 +138,11 @@ class World:
             self.executor: Any = ClientExecutor(self.client)
         else:
             self.client = await connect(self._backend)
-            self.executor = self.router = Router(self._backend, self.client, timeout_ms=5000, retry_ms=50)
+            self.executor = self.router = Router(
+                self._backend, self.client, Marks(None, self.keys), timeout_ms=5000, retry_ms=50
+            )
             await self.router.open()
-            self.router.settle()
+            await self.router.settle()
         plans = FixedPlans(self._plans)
         spool = Spool("", 0, self.metrics)
         self.decisions = Decisions(

@@ -78,6 +78,9 @@ class Session:
     paused_at: int | None = None
     said_paused: bool = False
     position: float | None = None
+    still_since: int | None = None
+    """Since when it beats without its position moving."""
+    completed: bool = False
     held_since: int = 0
     started: int = 0
     proven_until: int | None = None
@@ -157,15 +160,16 @@ class Answer:
         return self.decision == "allow"
 
 
-Event = tuple[str, str, int, int, str]
-"""Type, session, view, revision, reason."""
+Event = tuple[str, str, int, int, str, bool]
+"""Type, session, view, revision, reason; whether a view that ends was completed."""
 
 
 class Account:
-    """The rules. Every call takes place at `now`, which the caller moves."""
+    """The rules. Every call takes place at `now`, which the caller moves. `no_progress` ms without movement end a view."""
 
-    def __init__(self) -> None:
+    def __init__(self, no_progress: int = 1_800_000) -> None:
         self.now = 0
+        self.no_progress = no_progress
         self.sessions: dict[str, Session] = {}
         self.events: list[Event] = []
         self.takeovers = 0
@@ -174,14 +178,16 @@ class Account:
 
     def heartbeat(
         self, session: str, device: str, content: str, kind: str, plan: Plan, seq: int, state: str, position: float | None,
-        stretch: int = 1,
+        stretch: int = 1, completes: bool = False,
     ) -> Answer:  # fmt: skip
+        """`completes`: the position is beyond the point from which its title counts as completed."""
         me = self.sessions.get(session)
         ask = Ask(session, device, content, kind, plan, True, self.now, seq)
         if me and seq <= me.seq and not (seq == 0 and self.now - me.seen > me.promised / 2):
             return replace(self._as_it_stands(ask, me), duplicate=True)
         if state in ("ended", "error"):
             if me and me.phase is Phase.RUNNING:
+                me.completed |= completes and me.content == content  # reading: a last word about something else
                 me.seq, me.seen, me.said_paused, me.position = seq, self.now, False, position
                 self._end(me, "stopped" if state == "ended" else "error")
             return Answer(last_seq=seq)
@@ -191,12 +197,26 @@ class Account:
             return verdict
         if paused and me and me.content == content and self._paused_out(me):
             return Answer(last_seq=_seq(me))
+        if me and me.content == content and position is not None and position == me.position:
+            if me.reason == "no_progress":
+                return Answer(last_seq=_seq(me))
+            if me.phase is Phase.RUNNING and state != "paused" and self._stuck(me):
+                me.seq, me.seen, me.completed = seq, self.now, me.completed or completes
+                self._end(me, "no_progress")
+                return Answer(last_seq=seq)
         self._stand_in(ask, me)
         verdict = verdict or self._judge(ask)
         if not verdict.allowed:
             self._note(ask, me, verdict)
             return self._refusal(me, verdict)
         me = self._admit(ask, me, verdict)
+        if state == "paused" or position is None or position != me.position:
+            me.still_since = None
+        elif me.paused_at is not None:
+            me.still_since = self.now  # reading: a pause is no standstill, and has its own time
+        elif me.still_since is None:
+            me.still_since = me.seen
+        me.completed |= completes
         me.seen, me.beaten, me.promised, me.lifetime, me.finest = (
             self.now,
             True,
@@ -448,7 +468,7 @@ class Account:
     # what changes
 
     def _log(self, kind: str, s: Session, reason: str = "") -> None:
-        self.events.append((kind, s.id, s.view, s.revision, reason))
+        self.events.append((kind, s.id, s.view, s.revision, reason, s.completed and kind == "view_end"))
 
     def _note(self, ask: Ask, me: Session | None, verdict: Answer) -> None:
         """A refusal writes nothing but a note; the event comes on the transition."""
@@ -462,7 +482,8 @@ class Account:
             )
             self.sessions[me.id] = me
         me.noted = mark
-        self.events.append(("block", ask.session, me.view, 0, verdict.reason or ""))
+        view = 0 if me.phase is Phase.RIDING else me.view  # what only rides has no view yet
+        self.events.append(("block", ask.session, view, 0, verdict.reason or "", False))
 
     def _end(self, s: Session, reason: str, by: str = "", rule: str = "") -> None:
         self._log("view_end", s, reason)
@@ -509,9 +530,11 @@ class Account:
         timely = not adopted and was is Phase.ENDED and me.reason in REOPENS and self.now < me.ended_at + REOPEN
         if timely and content == ask.content:
             me.revision += 1
+            me.still_since = ask.at
             self._log("view_reopen", me, me.reason)
         elif was is not Phase.RUNNING or content != ask.content:
             me.view, me.revision, me.position = me.view + 1, 0, None
+            me.completed, me.still_since = False, None
             me.started = adopted.started if adopted else ask.at
             me.finest, me.seen = adopted.finest if adopted else 0, ask.at
             self._log("session_linked" if adopted else "view_start", me, adopted.id if adopted else "")
@@ -528,6 +551,11 @@ class Account:
         if me.phase is Phase.ENDED:
             return me.reason == "paused_timeout"
         return me.phase is Phase.RUNNING and me.paused_at is not None and not self._alive(me)
+
+    def _stuck(self, me: Session) -> bool:
+        """Whether a beat without movement, now, is one too many."""
+        since = me.seen if me.still_since is None else me.still_since
+        return me.paused_at is None and self.now - since >= self.no_progress
 
     def _pause(self, me: Session, paused: bool) -> None:
         if paused:

@@ -27,6 +27,10 @@ ACCOUNTS = (
 )
 DEVICES = {"s1": "d1", "s2": "d1", "s3": "d2", "s4": "d2", "s5": "d3"}
 CONTENTS = {"film": "vod", "show": "vod", "match": "live"}
+NO_PROGRESS_MS = 30_000
+LENGTH, CREDITS = 1200, 400
+"""Seconds. `film` is completed with three minutes left, `show` where its credits start."""
+COMPLETED_FROM = {"film": LENGTH - 180, "show": CREDITS}
 MODES, UNITS, LIMITS = ("deny_new", "stop_oldest", "stop_latest"), ("device", "stream"), (1, 2, 3)
 LIFE_CYCLE = (
     "view_start",
@@ -84,8 +88,9 @@ class Engine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.backend, f"m{os.getpid()}-{next(_prefixes)}", UNIVERSE.toml).__enter__()
-        self.models = {name: model.Account() for name in ACCOUNTS}
+        prefix = f"m{os.getpid()}-{next(_prefixes)}"
+        self.world = World(self.backend, prefix, UNIVERSE.toml, no_progress_ms=NO_PROGRESS_MS).__enter__()
+        self.models = {name: model.Account(NO_PROGRESS_MS) for name in ACCOUNTS}
         self.seqs: dict[tuple[str, str], int] = {}
         self.positions: dict[tuple[str, str], float] = {}
         self.plan_changed = False
@@ -93,6 +98,7 @@ class Engine(RuleBasedStateMachine):
         self.seen_id = b"-"
         self.pending: dict[str, list[model.Event]] = {name: [] for name in ACCOUNTS}
         self.views: dict[tuple[str, str, int], str] = {}
+        self.began: dict[tuple[str, str, int], int] = {}
         self.plan = ""
         self.stretch = 1
 
@@ -128,7 +134,7 @@ class Engine(RuleBasedStateMachine):
     @rule(
         account=accounts,
         session=sessions,
-        rounds=st.integers(1, 4),
+        rounds=st.integers(1, 5),
         state=st.sampled_from(["playing", "playing", "paused"]),
         move=moves,
     )
@@ -284,9 +290,7 @@ class Engine(RuleBasedStateMachine):
 
     def _views(self, account: str, known: model.Account, new: list[model.Event]) -> None:
         """Each view starts once, ends once, or once more for each time it was reopened."""
-        for kind, session, view, _, reason in sorted(
-            new, key=lambda e: ("view_end", "view_start").index(e[0]) if e[0] in ("view_end", "view_start") else 2
-        ):
+        for kind, session, view, _, reason, _ in new:
             key = account, session, view
             if kind == "view_start":
                 assert self.views.get(key) != "open", f"{key} starts twice"
@@ -316,6 +320,11 @@ class Engine(RuleBasedStateMachine):
             clock = (self.world.now - START) / 1000
             position = {"clock": clock, "still": last, "back": max(0.0, last - 30), "ahead": last + 600}[move]
             self.positions[account, session] = position
+        # A player that does not know the length yet says nothing of it: nor can its beat complete anything.
+        fields: dict[str, Any] = {"duration": LENGTH} if seq % 8 else {}
+        if fields and content == "show":
+            fields["credits"] = CREDITS
+        completes = bool(fields) and position is not None and position >= COMPLETED_FROM[content]
         before = self._dump(account)
         answer = self.world.beat(
             session,
@@ -327,9 +336,11 @@ class Engine(RuleBasedStateMachine):
             position=position,
             state=state,
             seq=seq,
+            **fields,
         )
         expected = self.model(account).heartbeat(
-            session, device, content, kind, self.terms, seq, state, None if position is None else int(position * 1000) / 1000, self.stretch
+            session, device, content, kind, self.terms, seq, state, None if position is None else int(position * 1000) / 1000, self.stretch,
+            completes,
         )  # fmt: skip
         self._same(answer, expected)
         if expected.duplicate:
@@ -371,14 +382,23 @@ class Engine(RuleBasedStateMachine):
         for entry, fields in self.world.run(self.world.client.xrange(key, min=start)):
             self.seen_id = entry
             event = json.loads(fields[b"e"])
+            self._began(event)
             if event["type"] in LIFE_CYCLE:
                 data = event["data"] or {}  # fakeredis writes an empty table as a list
                 reason = data.get("from") or ("" if event["type"] in ("evict", "takeover") else data.get("reason", ""))
+                completed = bool(data.get("completed"))
                 self.pending[event["account"]].append(
-                    (event["type"], event["session"], event["view"], event["revision"], reason)
+                    (event["type"], event["session"], event["view"], event["revision"], reason, completed)
                 )
                 if event["type"] == "view_end" and reason in ("timeout", "paused_timeout"):
                     self.models[event["account"]].lapse(event["session"])
+
+    def _began(self, event: dict[str, Any]) -> None:
+        """Every event says when its view began, and all of one view say the same."""
+        key, at = (event["account"], event["session"], event["view"]), event["started_at"]
+        if event["type"] in ("view_start", "session_linked"):
+            self.began[key] = at
+        assert at == (self.began[key] if event["view"] else 0), event
 
     def _dump(self, account: str) -> Any:
         keys, client = self.world.keys.account(account), self.world.client

@@ -263,6 +263,12 @@ class TestOrder:
         assert after(fed, beat(910, 910, seq=91, view=2, started=2000)).position == 910
         assert after(fed, beat(300, 2300, seq=200, view=2, started=2000)).position == 300
 
+    def test_a_server_that_forgot_its_last_second_goes_on_with_the_view_before(self, fed: Fed) -> None:
+        """The player knows better: its heartbeats are in order, whatever their views."""
+        fed.feed(beat(700, 700, seq=70, view=1, started=600), beat(650, 720, seq=72, view=3, started=710))
+        assert after(fed, beat(655, 730, seq=73, view=1, started=600)).position == 655
+        assert after(fed, beat(640, 715, seq=71, view=2, started=705)).position == 655
+
     def test_history_without_a_view_is_better_than_nothing(self, fed: Fed) -> None:
         assert after(fed, beat(850, 850, view=0)).position == 850
         assert after(fed, beat(600, 900, started=840)).position == 600

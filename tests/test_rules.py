@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from engine.embedded import Server
 from tests.harness import START, World
 
 
@@ -366,6 +369,275 @@ class TestPaused:
         world.wait(10)
         world.beat(position=3010)
         assert world.sessions()[0]["watched_ms"] == 30_000
+
+
+class TestNoProgress:
+    """Beats that say playing while the position stands still: a frozen player, a television nobody watches."""
+
+    def stand(self, world: World, minutes: float, every: float = 10, **fields: Any) -> dict[str, Any]:
+        last: dict[str, Any] = {}
+        for _ in range(int(minutes * 60 / every)):
+            world.wait(every)
+            last = world.beat(position=600, **fields)
+        return last
+
+    def test_ends_after_half_an_hour_and_frees_the_slot(self, world: World) -> None:
+        world.beat(position=590, limit=1)
+        world.wait(10)
+        world.beat(position=600, limit=1)
+        moved_at = world.now
+        self.stand(world, 29.9, limit=1)
+        assert world.running() == {"s1"}
+        assert blocked(world.beat("s2", "d2", limit=1))
+        last = self.stand(world, 0.2, limit=1)
+        assert world.now == moved_at + 1_800_000
+        assert (last["decision"], last["lease_expires_at"], last["last_seq"]) == ("allow", None, 181)
+        end = world.events("a", "view_end")[0]
+        assert (end["at"], end["revision"], end["data"]["reason"]) == (world.now, 0, "no_progress")
+        assert (end["data"]["last_seen_at"], end["data"]["watched_ms"]) == (world.now, 10_000)
+        assert world.leases() == {}
+        assert allowed(world.beat("s2", "d2", limit=1))
+
+    def test_what_still_does_not_move_changes_nothing(self, backend: str, prefix: str) -> None:
+        with World(backend, prefix, no_progress_ms=60_000) as world:
+            world.beat(position=600)
+            self.stand(world, 1)
+            before = world.events()
+            assert before[-1]["type"] == "view_end"
+            last = self.stand(world, 3, limit=1)
+            assert (last["decision"], last["lease_expires_at"]) == ("allow", None)
+            assert allowed(self.stand(world, 1, state="paused"))
+            assert world.events() == before
+            assert world.running() == set()
+
+    def test_movement_reopens_if_there_is_room(self, backend: str, prefix: str) -> None:
+        with World(backend, prefix, no_progress_ms=60_000) as world:
+            world.beat(position=600, limit=1)
+            self.stand(world, 1, limit=1)
+            world.beat("s2", "d2", limit=1)
+            assert blocked(world.beat(position=610, limit=1))
+            world.stop("s2")
+            assert world.beat(position=610, limit=1)["lease_expires_at"] == world.now + 30_000
+            reopened = world.events("a", "view_reopen")[0]
+            assert (reopened["view"], reopened["revision"], reopened["started_at"]) == (1, 1, START)
+            assert reopened["data"] == {"reason": "no_progress"}
+            world.play(50, ("s1", "d1"), limit=1)
+            assert world.running() == {"s1"}
+
+    @pytest.mark.parametrize("state", ["starting", "playing", "buffering", "seeking"])
+    def test_whatever_it_says_it_does(self, backend: str, prefix: str, state: str) -> None:
+        with World(backend, prefix, no_progress_ms=60_000) as world:
+            world.beat(position=600, state=state)
+            self.stand(world, 1, state=state)
+            assert [e["data"]["reason"] for e in world.events("a", "view_end")] == ["no_progress"]
+
+    def test_any_movement_counts_back_too(self, backend: str, prefix: str) -> None:
+        with World(backend, prefix, no_progress_ms=60_000) as world:
+            world.beat(position=600)
+            for n in range(5):
+                self.stand(world, 0.9)
+                world.wait(4)
+                world.beat(position=500 + n)
+                world.wait(1)
+                world.beat(position=600)
+            assert world.events("a", "view_end") == []
+
+    def test_a_pause_has_its_own_time(self, backend: str, prefix: str) -> None:
+        with World(backend, prefix, no_progress_ms=60_000) as world:
+            world.beat(position=600)
+            self.stand(world, 0.5)
+            self.stand(world, 5, state="paused")
+            self.stand(world, 0.9)
+            assert world.events("a", "view_end") == []
+            self.stand(world, 0.4)  # the time begins when it plays again
+            assert [e["data"]["reason"] for e in world.events("a", "view_end")] == ["no_progress"]
+
+    def test_segments_are_no_movement(self, backend: str, prefix: str) -> None:
+        with World(backend, prefix, no_progress_ms=60_000) as world:
+            world.beat(position=600)
+            for _ in range(6):
+                world.wait(4)
+                world.signal()
+                world.wait(6)
+                world.beat(position=600)
+            assert world.running() == {"s1"}
+            world.wait(4)  # counted from the last sign of life before the first beat without movement
+            world.beat(position=600)
+            assert [e["data"]["reason"] for e in world.events("a", "view_end")] == ["no_progress"]
+            assert world.running() == set()
+
+    def test_segments_after_it_need_a_slot_again(self, backend: str, prefix: str) -> None:
+        """A player that reports one position for ever must not stream on without a slot."""
+        with World(backend, prefix, no_progress_ms=60_000) as world:
+            world.beat(position=600, limit=1)
+            self.stand(world, 1, limit=1)
+            world.beat("s2", "d2", limit=1)
+            assert blocked(world.signal("d1", limit=1))
+            world.stop("s2")
+            assert allowed(world.signal("d1", limit=1))
+            assert [e["type"] for e in world.events()][-1] == "view_reopen"
+            self.stand(world, 0.9, limit=1)
+            assert world.running() == {"s1"}, "its time begins anew"
+
+    def test_live_without_a_position_never(self, backend: str, prefix: str) -> None:
+        with World(backend, prefix, no_progress_ms=60_000) as world:
+            world.beat(kind="live")
+            world.play(600, ("s1", "d1"), kind="live")
+            assert world.events("a", "view_end") == []
+
+
+class TestCompleted:
+    def ends(self, world: World) -> list[tuple[Any, ...]]:
+        found = world.events("a", "view_end")
+        return [(e["view"], e["revision"], e["data"]["completed"], e["data"].get("duration")) for e in found]
+
+    @pytest.mark.parametrize(
+        ("position", "fields", "completed"),
+        [
+            (3239, {"duration": 3600}, False),
+            (3240, {"duration": 3600}, True),
+            (1139, {"duration": 1320}, False),
+            (1140, {"duration": 1320}, True),
+            (2000, {"duration": 3600, "credits": 2000}, True),
+            (3500, {"duration": 3600, "credits": 3550}, False),
+            (3300, {"duration": 3600, "credits": 4000}, True),
+            (2000, {"credits": 2000}, True),
+            (99_999, {}, False),
+            (99_999, {"duration": 0}, False),
+        ],
+    )
+    def test_by_length_or_credits(
+        self, world: World, position: float, fields: dict[str, float], completed: bool
+    ) -> None:
+        world.beat(position=position - 1, **fields)
+        world.wait(1)
+        world.beat(position=position, **fields)
+        world.wait(31)
+        world.sweep()
+        assert self.ends(world) == [(1, 0, completed, fields.get("duration") or None)]
+
+    @pytest.mark.parametrize("end", ["stop", "ended", "timeout", "content_changed", "superseded"])
+    def test_once_reached_it_stays_whatever_ends_the_view(self, world: World, end: str) -> None:
+        world.beat(position=3000, duration=3600)
+        world.wait(10)
+        world.beat(position=3300, duration=3600)
+        world.play(30, ("s1", "d1"), position=12, duration=3600)
+        if end == "stop":
+            world.stop()
+        elif end == "ended":
+            world.beat(position=13, duration=3600, state="ended")
+        elif end == "timeout":
+            world.wait(31)
+            world.sweep()
+        elif end == "content_changed":
+            world.beat(content="other", position=0)
+        else:
+            world.beat("s2", "d1")
+        assert self.ends(world) == [(1, 0, True, 3600)]
+        assert world.events("a", "view_end")[0]["data"]["max_position"] == 3300
+
+    def test_the_last_word_may_complete(self, world: World) -> None:
+        world.beat(position=3000, duration=3600)
+        world.wait(10)
+        world.beat(position=3590, duration=3600, state="ended")
+        assert self.ends(world) == [(1, 0, True, 3600)]
+
+    def test_a_last_word_about_something_else_does_not(self, world: World) -> None:
+        world.beat(position=3000, duration=3600)
+        world.wait(10)
+        world.beat(content="other", position=3590, duration=3600, state="ended")
+        assert self.ends(world) == [(1, 0, False, 3600)]
+        assert world.events("a", "view_end")[0]["data"]["max_position"] == 3000
+
+    def test_the_next_view_begins_anew_and_a_reopened_one_remembers(self, world: World) -> None:
+        world.beat(position=3590, duration=3600)
+        world.wait(31)
+        world.sweep()
+        world.beat(position=10, duration=3600)
+        world.wait(10)
+        world.beat(content="next", position=5, duration=3600)
+        world.stop()
+        assert self.ends(world) == [(1, 0, True, 3600), (1, 1, True, 3600), (2, 0, False, 3600)]
+
+    def test_live_never_completes(self, world: World) -> None:
+        world.beat(kind="live", position=3600, duration=3600, credits=1)
+        world.stop()
+        assert self.ends(world) == [(1, 0, False, None)]
+
+    def test_a_duration_learnt_later_is_no_other_stream(self, world: World) -> None:
+        world.beat("s1", "d1", limit=1)
+        assert blocked(world.beat("s2", "d2", limit=1))
+        assert blocked(world.beat("s2", "d2", limit=1, duration=3600))
+        assert len(world.events("a", "block")) == 1
+        world.wait(10)
+        lease = world.beat("s1", "d1", limit=1, duration=3600)["lease_expires_at"]
+        assert lease == world.now + 30_000
+        world.stop()
+        assert self.ends(world) == [(1, 0, False, 3600)]
+        assert len(world.events("a", "view_start")) == 1
+
+
+class TestStartedAt:
+    def test_every_event_of_a_view_says_when_it_began(self, world: World) -> None:
+        world.signal("d1", "film")
+        world.wait(3)
+        world.beat(events=[{"type": "seek"}])
+        world.wait(10)
+        world.beat(events=[{"type": "ad_start"}])
+        world.beat(state="paused")
+        world.wait(1)
+        zapped_at = world.now
+        world.beat(content="other", limit=1)
+        world.stop()
+        film, other = [[e for e in world.events() if e["content"] == content] for content in ("film", "other")]
+        # The backend's first sight comes before there is a view.
+        assert [(e["view"], e["started_at"]) for e in film] == [(0, 0)] + [(1, START)] * (len(film) - 1)
+        kinds = {e["type"] for e in film}
+        assert kinds >= {"evidence", "session_linked", "heartbeat", "seek", "ad_start", "pause", "view_end"}
+        assert {(e["view"], e["started_at"]) for e in other} == {(2, zapped_at)}
+
+    def test_evidence_names_the_session_it_is_about(self, world: World) -> None:
+        world.beat("s1", "d1")
+        world.wait(5)
+        world.signal("d1")
+        evidence = world.events("a", "evidence")[0]
+        assert (evidence["session"], evidence["view"], evidence["started_at"]) == ("s1", 1, START)
+        assert list(evidence)[6:13] == ["account", "profile", "device", "session", "content", "kind", "v"]
+
+    def test_zero_where_there_is_no_view(self, world: World) -> None:
+        world.beat("s1", "d1", limit=1)
+        world.wait(5)
+        world.beat("s2", "d2", limit=1)
+        block = world.events("a", "block")[0]
+        assert (block["view"], block["started_at"]) == (0, 0)
+        assert list(block)[:4] == ["type", "at", "view", "started_at"]
+
+
+class TestFastPath:
+    """What most heartbeats are must not read the whole account, whatever the view has been through."""
+
+    @pytest.mark.parametrize("case", ["moving", "standing", "completed", "completed standing", "live"])
+    def test_is_taken(self, single: Server, prefix: str, case: str) -> None:
+        with World(str(single.url), prefix) as world:
+            fields: dict[str, Any] = {"kind": "live"} if case == "live" else {"position": 3000.0, "duration": 3600}
+            for _ in range(2):
+                world.beat(**fields)
+                world.wait(10)
+            before = self.reads(world)
+            for _ in range(5):
+                if case.startswith("completed"):
+                    fields["position"] = max(fields["position"], 3300)
+                if "position" in fields and "standing" not in case:
+                    fields["position"] += 10
+                assert world.beat(**fields)["lease_expires_at"] == world.now + 30_000
+                world.wait(10)
+            assert self.reads(world) == before
+            world.stop()
+            assert world.events("a", "view_end")[0]["data"]["completed"] == case.startswith("completed")
+
+    def reads(self, world: World) -> int:
+        stats = world.run(world.client.info("commandstats"))
+        return int(stats["cmdstat_hgetall"]["calls"])
 
 
 class TestOrder:

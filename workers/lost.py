@@ -31,6 +31,7 @@ class Lost:
     def __init__(self, run: Runtime) -> None:
         self._run = run
         self._suspects: dict[tuple[str, str, int], str] = {}
+        """Account, session and start of a view → its outbox's last id."""
 
     def end(self) -> int:
         """One round; how many views were ended."""
@@ -42,7 +43,7 @@ class Lost:
         reached: Any = run.log.hgetall(run.keys.cursor(Views.name, generation))
         before, self._suspects = self._suspects, {}
         for view in silent:
-            name = view["account"], view["session"], view["view"]
+            name = view["account"], view["session"], view["started_at"]
             partition = partition_of(view["account"], run.settings.partitions)
             if self._known(view):
                 continue
@@ -61,8 +62,9 @@ class Lost:
         if text is None:
             return False
         life = text.decode().split("\n")[1]
-        ordinal = life[1:].split("\t")[1]
-        return life[0] in _RUNS and ordinal == str(view["view"])
+        # A number may come back after its record was forgotten, but not with the same beginning.
+        _, ordinal, _, _, started, *_ = life[1:].split("\t")
+        return life[0] in _RUNS and (ordinal, started) == (str(view["view"]), str(view["started_at"]))
 
     def _last_id(self, partition: int) -> str:
         """The outbox's last id; one that is gone altogether holds nothing that could still come."""
@@ -85,6 +87,6 @@ class Lost:
             "", account, settings.outbox_max, settings.tuning(), 0, 0, view["session"], view["view"], view["started_at"],
             view["revision"], REQUEST_MS, body,
         ]  # fmt: skip
-        request = keys.request(f"lost:{view['session']}:{view['view']}:{view['revision']}")
+        request = keys.request(f"lost:{view['session']}:{view['started_at']}:{view['revision']}")
         (appended,) = run.call(scripts.load("lost"), [keys.sessions, keys.deadlines, keys.outbox, request], args)
         return int(appended)

@@ -1,4 +1,4 @@
--- progress: what a heartbeat says about playback: pause, position, time watched.
+-- progress: what a heartbeat says about playback: pause, position, time watched, completion.
 
 -- Paused with an advancing position is playing.
 local function moving(ask, me, position)
@@ -14,14 +14,20 @@ local function pause(me, paused, position, at)
     end
     me.ttl = math.max(0, me.paused + tune.paused_end - at)
   elseif me.paused > 0 then
-    me.paused = 0
+    me.paused, me.still = 0, at
     emit('resume', me, {position = position and position / 1000})
   end
 end
 
+-- Beats, but its position has not moved for too long. A pause has its own time, and nobody knows about live without one.
+local function stuck(me, at, state, position)
+  if state == 'a' or not position or position ~= me.position or me.paused > 0 then return false end
+  return at - (me.still > 0 and me.still or me.seen) >= tune.no_progress
+end
+
 -- Time watched grows by min(position moved, time passed x rate): seeks and pauses do not count. Without a
 -- position (live), by the time spent playing.
-local function advance(me, at, state, position, seq, run, rate)
+local function advance(me, at, state, position, seq, run, rate, completed)
   local elapsed = math.max(0, at - me.seen)
   local moved = 0
   if position then
@@ -30,6 +36,12 @@ local function advance(me, at, state, position, seq, run, rate)
     moved = elapsed
   end
   if moved > 0 then me.watched = math.floor(me.watched + math.min(moved, elapsed * rate)) end
+  if state ~= 'a' and position and position == me.position then
+    if me.still == 0 then me.still = me.seen end
+  else
+    me.still = 0
+  end
+  if completed then me.completed = 1 end
   me.position, me.furthest = position, math.max(me.furthest, position or 0)
   me.state, me.seq, me.run, me.seen = state, seq, run, math.max(me.seen, at)
 end

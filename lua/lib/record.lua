@@ -2,12 +2,14 @@
 -- position, admitted as started, interval as set. `seen` is written as ms since `started`.
 --   beat   changes with every heartbeat: what the fast path rewrites
 --   life   status letter (r running, t tentative, e ended, b blocked) and what changes with the view's life
---   ident  who and what: sent whole by the caller, compared whole
-local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl', 'interval'}
+--   ident  who and what: sent whole by the caller, compared whole; `duration` (s) only where the player states one
+-- The last two of a beat are seldom there, and then left out with their tabs: completed (1: the view has been, whatever
+-- comes), still (ms, since when the position has not moved; empty while it moves, is paused, or is not known).
+local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl', 'interval', 'completed', 'still'}
 -- The fast path reads the first five of these; what is seldom there comes last, where it costs nothing.
 local LIFE = {'slot', 'ordinal', 'rank', 'blocked', 'started', 'origin', 'beaten', 'admitted', 'revision', 'run', 'proven',
   'paused', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'left', 'left_at', 'signal_at', 'signal_rank'}
-local IDENT = {'device', 'content', 'kind', 'device_type', 'provider', 'profile', 'rules'}
+local IDENT = {'device', 'content', 'kind', 'device_type', 'provider', 'profile', 'rules', 'duration'}
 local TEXT = {state = true, origin = true, reason = true, by = true, rule = true, blocked = true, left = true}
 
 local function read_fields(r, names, line)
@@ -23,6 +25,7 @@ end
 
 local function read_ident(r)
   local i = 0
+  r.duration = nil
   for value in string.gmatch(r.ident .. '\t', '([^\t]*)\t') do
     i = i + 1
     r[IDENT[i]] = value
@@ -61,13 +64,15 @@ local function format_record(r)
   if r.position then beat[4] = string.format('%d', r.position) end
   if r.furthest == r.position then beat[5] = '' end
   if r.admitted == r.started then life[8] = '' end
+  local seldom = string.gsub('\t' .. beat[9] .. '\t' .. beat[10], '\t+$', '')
   local text = string.gsub(table.concat(life, '\t'), '\t+$', '')
-  return table.concat(beat, '\t') .. '\n' .. r.status .. text .. '\n' .. r.ident
+  return table.concat(beat, '\t', 1, 8) .. seldom .. '\n' .. r.status .. text .. '\n' .. r.ident
 end
 
 -- A new record: nothing seen, nothing held.
 local function blank(id, session, status)
-  local r = {session = session, status = status, ident = id, seq = -1, seen = now, watched = 0, furthest = 0, ttl = 0, state = 's'}
+  local r = {session = session, status = status, ident = id, seq = -1, seen = now, watched = 0, furthest = 0, ttl = 0, state = 's',
+    completed = 0, still = 0}
   for _, name in ipairs(LIFE) do r[name] = TEXT[name] and '' or 0 end
   read_ident(r)
   r.interval = tune.interval

@@ -1,8 +1,9 @@
--- tuning: the rules' times and bounds, all ms unless said otherwise. Sent by engine/scripts.py in this order.
+-- tuning: the rules' times and bounds, all ms unless said otherwise. Sent by engine/settings.py in this order. The fast
+-- path of heartbeat.lua reads `no_progress` as the last.
 local tune = {}
 do
   local names = {'lifetime', 'stale', 'interval', 'paused_keep', 'paused_silent', 'paused_end', 'sticky', 'reopen', 'guard',
-    'left', 'unproven', 'burst', 'refill', 'keep', 'most', 'takeovers', 'takeover_window'}
+    'left', 'unproven', 'burst', 'refill', 'keep', 'most', 'takeovers', 'takeover_window', 'no_progress'}
   local i = 0
   for value in string.gmatch(ARGV[4], '%S+') do
     i = i + 1

@@ -6,9 +6,12 @@ local function who(r)
     ',"kind":' .. cjson.encode(r.kind) .. ',"v":1'
 end
 
+-- What has only shown evidence beside a player (t) has no view; its number is that of the last one it had.
 local function put(kind, r, rest, at)
+  local view = r.status ~= 't' and r.ordinal or 0
   redis.call('XADD', outbox_key, 'MAXLEN', '~', outbox_max, '*', 'e', '{"type":"' .. kind .. '","at":' ..
-    string.format('%d', at or now) .. ',"view":' .. string.format('%d', r.ordinal or 0) .. ',' .. rest)
+    string.format('%d', at or now) .. ',"view":' .. string.format('%d', view) .. ',"started_at":' ..
+    string.format('%d', view > 0 and r.started or 0) .. ',' .. rest)
 end
 
 -- An event of our own making about record r.
@@ -44,7 +47,7 @@ end
 local function view_end(r, reason, by, rule)
   emit('view_end', r, {reason = reason, by = by, rule = rule, started_at = r.started, last_seen_at = r.seen,
     estimated_end_at = reason == 'timeout' and math.floor(r.seen + r.interval / 2) or nil, watched_ms = r.watched,
-    max_position = r.furthest / 1000, origin = r.origin})
+    max_position = r.furthest / 1000, completed = r.completed == 1, duration = tonumber(r.duration), origin = r.origin})
 end
 
 local function end_view(r, reason, by, rule)
@@ -70,7 +73,7 @@ local REOPENS = {timeout = true, paused_timeout = true, no_progress = true, disp
 
 local function begin_view(me, at)
   me.ordinal, me.revision, me.started, me.watched, me.furthest, me.position = me.ordinal + 1, 0, at, 0, 0, nil
-  me.rank, me.seen = 0, at
+  me.rank, me.seen, me.completed, me.still = 0, at, 0, 0
 end
 
 -- Gives `ask` its slot: ends what leaves, takes over what it replaces, starts, continues or reopens its view.
@@ -113,7 +116,7 @@ local function admit(ask, me, verdict)
   read_ident(me)
   local reopens = not adopted and me.status == 'e' and REOPENS[me.reason] and now < me.ended + tune.reopen and known == ask.content
   if reopens then
-    me.revision = me.revision + 1
+    me.revision, me.still = me.revision + 1, ask.at
     emit('view_reopen', me, {reason = me.reason})
   elseif new or me.status == 'e' or known ~= ask.content then
     begin_view(me, ask.at)
@@ -135,10 +138,18 @@ local function admit(ask, me, verdict)
   return me
 end
 
+-- A player may learn the duration after it was refused; that makes it no other stream.
+local function same_stream(a, b)
+  for i = 1, 7 do
+    if a[IDENT[i]] ~= b[IDENT[i]] then return false end
+  end
+  return true
+end
+
 -- The block event is for the transition only, so a refused session leaves a note, but no evidence.
 local function note_block(ask, me, verdict)
   local mark = verdict.rule ~= '' and verdict.rule or verdict.reason
-  if me and me.blocked == mark and (me.status ~= 'b' or me.ident == ask.ident) then return end
+  if me and me.blocked == mark and (me.status ~= 'b' or same_stream(me, ask)) then return end
   if not me or me.status == 'b' then
     me = blank(ask.ident, ask.session, 'b')
     me.ended = now
@@ -146,7 +157,7 @@ local function note_block(ask, me, verdict)
   me.blocked = mark
   records[me.session] = me
   save(me)
-  emit('block', {session = ask.session, ordinal = me.ordinal, device = ask.device, content = ask.content, kind = ask.kind,
-    profile = ask.profile}, {reason = verdict.reason, rule = verdict.rule, limit = verdict.limit, by = verdict.by,
-    conflicts = #verdict.conflicts})
+  emit('block', {session = ask.session, status = me.status, ordinal = me.ordinal, started = me.started, device = ask.device,
+    content = ask.content, kind = ask.kind, profile = ask.profile}, {reason = verdict.reason, rule = verdict.rule,
+    limit = verdict.limit, by = verdict.by, conflicts = #verdict.conflicts})
 end
