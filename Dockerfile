@@ -13,7 +13,7 @@ RUN /opt/pulsegate/bin/pip install --no-cache-dir --disable-pip-version-check --
 FROM python:3.11-slim
 RUN groupadd --gid 10001 pulsegate \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin pulsegate \
-    && install -d -o 10001 -g 10001 /var/lib/pulsegate/spool
+    && install -d -o 10001 -g 10001 /var/lib/pulsegate/spool /var/lib/pulsegate/lake
 COPY --from=build /opt/pulsegate /opt/pulsegate
 COPY plans.toml /etc/pulsegate/plans.toml
 ENV PATH=/opt/pulsegate/bin:$PATH \

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test lint bench clean
+.PHONY: setup run test lint bench chaos clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,9 @@ test: setup lint
 bench: setup
 	scripts/install-test-tools
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+chaos: setup
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pulsegate build *.egg-info

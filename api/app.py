@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -26,25 +27,38 @@ from api.heartbeats import Heartbeats
 from api.http import INTERNAL, Cors, error_answer, log_bug, request_id, send_error
 from api.routes import Routes
 from api.services import Services
-from engine import layout
+from engine import lag, layout
+from engine.ask import Asks
+from engine.bad import BadEvents
 from engine.decisions import Decisions
 from engine.errors import NotFound, PulsegateError
 from engine.keys import Keys
 from engine.log import configure, log_answer, log_failure
+from engine.marks import Marks
 from engine.metrics import Metrics
 from engine.outages import Announcer, Outage, cancel, every
 from engine.plans import PlanFile
+from engine.projected import answered
 from engine.revocations import Revocations
 from engine.router import Router, connect
 from engine.settings import Settings
 from engine.spool import Spool
 from engine.tokens import Claims, Tokens
+from engine.tracking import sift
 from engine.watch import Backlog
 from engine.wire import decode_events, decode_heartbeat
 
 log = logging.getLogger(__name__)
 
-_PLAYER_ROUTES = ("/v1/heartbeats", "/v1/check", "/v1/sessions/", "/v1/accounts/")
+_PLAYER_ROUTES = (
+    "/v1/heartbeats",
+    "/v1/check",
+    "/v1/sessions/",
+    "/v1/accounts/",
+    "/v1/events",
+    "/v1/resume",
+    "/v1/views",
+)
 _SLOW_EVERY_S = 5.0
 # redis-py's client serves chores and administration; the hot path has deadlines of its own.
 _CLIENT_S = 1.0
@@ -113,9 +127,11 @@ class App:
         keys, outage = Keys(settings.prefix, settings.partitions), Outage()
         client: Any = await connect(settings.redis_url, socket_timeout=_CLIENT_S, socket_connect_timeout=_CLIENT_S)
         await layout.ensure(client, keys)
+        log_client = _log_client(settings, client)
         router = Router(
-            settings.redis_url, client, timeout_ms=settings.redis_timeout_ms, retry_ms=settings.breaker_retry_ms
-        )
+            settings.redis_url, client, Marks(log_client, keys),
+            timeout_ms=settings.redis_timeout_ms, retry_ms=settings.breaker_retry_ms,
+        )  # fmt: skip
         await router.open()
         tokens = Tokens(settings)
         await tokens.refresh_keys()
@@ -126,8 +142,23 @@ class App:
         revocations = Revocations(client, keys, tokens)
         announcer = Announcer(router, keys, settings, outage)
         await announcer.announce()
+        bad = BadEvents(log_client, keys, settings.bad_max, metrics)
+        asks = Asks(settings.log_redis_url or (settings.redis_url if log_client is not None else ""), keys)
         services = Services(
-            settings, keys, client, router, plans, tokens, revocations, metrics, outage, decisions, self._cors
+            settings,
+            keys,
+            client,
+            log_client,
+            router,
+            plans,
+            tokens,
+            revocations,
+            metrics,
+            outage,
+            decisions,
+            bad,
+            asks,
+            self._cors,
         )
         hot = Heartbeats(services)
         app.router.routes.extend(Routes(services, hot).all())
@@ -140,11 +171,18 @@ class App:
         def flush() -> None:
             metrics.redis_up.set(1 if router.ready else 0)
             metrics.plans_broken.set(1 if plans.error else 0)
+            metrics.thinned_events.inc(outage.skipped)
+            outage.skipped = 0
             metrics.flush()
 
         backlog = Backlog(client, keys, settings, metrics, outage)
         fast = asyncio.create_task(every(1.0, announcer.announce, flush, replay))
-        slow = asyncio.create_task(every(_SLOW_EVERY_S, backlog.look))
+
+        async def flow() -> None:
+            if log_client is not None:
+                metrics.flows(await answered(lag.look(log_client, keys, settings.groups)))
+
+        slow = asyncio.create_task(every(_SLOW_EVERY_S, backlog.look, flow))
         upkeep = asyncio.create_task(every(1.0, plans.refresh, revocations.refresh, tokens.refresh_keys))
         _settle_garbage()
         log.info("serving", extra={"pid": os.getpid(), "cluster": type(client).__name__ == "RedisCluster"})
@@ -154,10 +192,20 @@ class App:
             for task in (fast, slow, upkeep):
                 await cancel(task)
             await _sign_off(announcer)
+            await bad.close()
             await router.close()
             await client.aclose()
+            if log_client is not None and log_client is not client:
+                await log_client.aclose()
             spool.close()
             metrics.leave()
+
+
+def _log_client(settings: Settings, client: Any) -> Redis | None:
+    """The log Redis; None if there is none: a cluster holds the sessions, and no other server is named."""
+    if settings.log_redis_url:
+        return Redis.from_url(settings.log_redis_url, socket_timeout=_CLIENT_S, socket_connect_timeout=_CLIENT_S)
+    return client if isinstance(client, Redis) else None
 
 
 def _settle_garbage() -> None:
@@ -177,7 +225,9 @@ async def _sign_off(announcer: Announcer) -> None:
 
 async def _reapply(decisions: Decisions, claims: Claims, body: bytes, at: int) -> bool:
     beat = decode_heartbeat(body)
-    decision = await decisions.heartbeat(claims, beat, body, decode_events(beat.events) if beat.events else [], at)
+    # Those of its events that are bad were kept apart when it came.
+    events, _ = sift(decode_events(beat.events)) if beat.events else ([], [])
+    decision = await decisions.heartbeat(claims, beat, body, events, at)
     return not decision["degraded"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from time import perf_counter
+from typing import Any
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -11,7 +13,9 @@ from api.http import INTERNAL, JSON, bearer, error_answer, log_bug, read_body, r
 from api.services import Services
 from engine.errors import PulsegateError
 from engine.log import log_failure
-from engine.wire import decode_events, decode_heartbeat
+from engine.tokens import Claims
+from engine.tracking import Rejected, sift
+from engine.wire import Heartbeat, decode_events, decode_heartbeat
 
 ROUTE = "/v1/heartbeats"
 
@@ -42,9 +46,15 @@ class Heartbeats:
             token = bearer(authorization)
             body = await read_body(receive, self._limit, length)
             beat = decode_heartbeat(body)
-            events = decode_events(beat.events) if beat.events else []
+            events, bad = sift(decode_events(beat.events)) if beat.events else ([], [])
             claims = services.tokens.cached(token) or await services.admitted(token, beat.session)
-            status, answer = 200, orjson.dumps(await services.decisions.heartbeat(claims, beat, body, events))
+            decision = await services.decisions.heartbeat(claims, beat, body, events)
+            status, answer = 200, orjson.dumps(decision)
+            # A bad event costs the viewer nothing: the heartbeat counts, the event is kept with its reason; but not when the
+            # heartbeat was refused or a repetition, for then its good events went nowhere either.
+            if bad and decision["decision"] == "allow" and not decision["duplicate"]:
+                services.metrics.tracked(0, 0, len(bad))
+                services.bad.later(claims.account, bad, self._keep(claims, beat, bad))
         except PulsegateError as error:
             status, answer, headers = error_answer(error)
             named = True
@@ -64,3 +74,14 @@ class Heartbeats:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
         services.metrics.answered(ROUTE, status, perf_counter() - started)
+
+    async def _keep(self, claims: Claims, beat: Heartbeat, bad: list[Rejected]) -> None:
+        """Keeps its bad events, with the view they belong to if Redis can be asked. Raises nothing."""
+        envelope: dict[str, Any] = {
+            "profile": beat.profile, "device": claims.device or beat.device, "content": beat.content,
+            "kind": claims.kind or beat.kind,
+        }  # fmt: skip
+        with contextlib.suppress(PulsegateError):
+            fate = await self._services.decisions.track(claims.account, [], beat.session)
+            envelope |= {"view": fate.view, "started_at": fate.started_at}
+        await self._services.bad.keep(claims.account, beat.session, envelope, bad)

@@ -62,7 +62,7 @@ def error_answer(error: PulsegateError) -> tuple[int, bytes, RawHeaders]:
     if field:
         said["field"] = field
     headers: RawHeaders = [JSON]
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.Overloaded | errors.Unavailable):
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
     if isinstance(error, errors.Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
@@ -154,7 +154,7 @@ class Cors:
             return headers
         return [
             *headers,
-            (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+            (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
             (b"access-control-allow-headers", b"Authorization, Content-Type, X-Request-Id"),
             (b"access-control-max-age", b"7200"),
         ]

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from api import openapi_admin, openapi_events, openapi_history
 from engine.wire import (
     EVENT_TYPE,
     EVENTS_MAX,
@@ -40,14 +41,14 @@ INFO = """Players send a heartbeat every 10 s; the answer says whether the strea
 Times end in `_at` and are ms since the epoch; durations end in their unit. Every error is
 `{"error": {"code", "message", "field"}}`: `code` is stable, `field` says what to correct (`body`, `authorization`,
 `path` and `method` stand for those parts of the request). Bodies are read as JSON whatever their content type, and
-unknown fields in them are kept, not refused; an integer is written without fraction or exponent. A body over its limit (64 KiB) is answered 413 before it is parsed, a
+unknown fields in them are kept, not refused; an integer is written without fraction or exponent. A body over its limit (64 KiB, `/v1/events` 1 MiB) is answered 413 before it is parsed, a
 method a route does not have 405 with `Allow`. `HEAD` answers like `GET`, without a body. All player routes answer
 CORS preflight (`OPTIONS`, 204). Every answer but preflight's carries `X-Request-Id`, the caller's own if it sent one;
 a successful heartbeat only then."""
 
 HEARTBEAT = {
     "session": "9b2f7c1e-6a41-4f0e-9d0c-1f2a3b4c5d6e", "device": "living-room", "content": "film-1", "kind": "vod",
-    "position": 61.5, "duration": 5400, "state": "playing", "seq": 6, "title": "A film", "device_type": "tv",
+    "position": 61.5, "duration": 5400, "credits": 5160, "state": "playing", "seq": 6, "title": "A film", "device_type": "tv",
     "quality": {"bitrate": 4_200_000},
     "events": [{"type": "bitrate_change", "at": _AT, "to": 4_200_000}],
 }  # fmt: skip
@@ -201,7 +202,7 @@ _ERRORS = {
     409: _error("The session was never seen: name device, content and kind", "unknown_session", "session"),
     413: _error("The body exceeds its limit", "too_large", "body"),
     429: _error("Too many decisions under way", "overloaded", None, _RETRY),
-    503: _error("Session Redis is away", "unavailable", None),
+    503: _error("Session Redis is away", "unavailable", None, _RETRY),
 }
 
 
@@ -211,8 +212,8 @@ def _operation(name: str, summary: str, answers: dict[int, Schema], *errors: int
             "responses": {str(status): responses[status] for status in sorted(responses)}}  # fmt: skip
 
 
-def _ok(name: str, **examples: Any) -> dict[int, Schema]:
-    return {200: {"description": "OK", "headers": _headers(), "content": _json(name, **examples)}}
+def _ok(name: str, status: int = 200, **examples: Any) -> dict[int, Schema]:
+    return {status: {"description": "OK", "headers": _headers(), "content": _json(name, **examples)}}
 
 
 def _done(description: str) -> dict[int, Schema]:
@@ -289,10 +290,73 @@ def _player_paths() -> Schema:
             description="`stop` is a session or `oldest`. What the session was last refused with need not be repeated. "
             "Nothing changes unless that frees every full rule.",
         )},
+        openapi_events.ROUTE: {"post": _operation(
+            "events", "Tracking events, any JSON, in batches", _ok("Tracked", 202, some=openapi_events.TRACKED), 400, 401,
+            403, 413, 429, 503, security=stopping["security"], requestBody=openapi_events.request_body(),
+            description=openapi_events.DESCRIPTION,
+        )},
         "/v1/accounts/{account}/sessions": {"get": _operation(
             "sessions", "An account's running sessions", _ok("Sessions", one={"items": [SESSION], "next": None}),
             400, 401, 403, 429, 503, parameters=account,
             description="A player's token reads its own account, a service token (scope `read`) any.",
+        )},
+    }  # fmt: skip
+
+
+def _history_paths() -> Schema:
+    history = openapi_history
+    content, whose = _path("content", "film-1"), history.whose()
+    one, later = _ok("Position", one=history.POSITION), _ok("Accepted", 202, later={"accepted": True})
+    unknown = {404: _error("Nothing is known of this content, or it is hidden", "not_found", "content")}
+    reads, writes = (history.WHOSE.format(scope=scope) for scope in ("read", "admin"))
+    return {
+        "/v1/resume": {"get": _operation(
+            "resumeList", "Continue watching: what was begun and neither completed nor hidden",
+            _ok("Positions", some={"items": [history.POSITION], "next": None}), 400, 401, 403, 503,
+            parameters=history.resume_list(), description=f"{history.LISTED} {reads}",
+        )},
+        "/v1/resume/{content}": {
+            "get": _operation(
+                "resume", "Where to go on", one | unknown, 400, 401, 403, 503, parameters=[*content, *whose], description=reads,
+            ),
+            "put": _operation(
+                "resumeSet", "A position set by hand", one | later, 400, 401, 403, 413, 429, 503,
+                parameters=[*content, *whose], requestBody=_body("ResumeSet", position=history.SET),
+                description=f"Holds until something is seen that happens later. 202 if the workers are behind. {writes}",
+            ),
+            "delete": _operation(
+                "resumeHide", "Hide a content, until a view that starts later", _done("Hidden") | later, 400, 401, 403, 429,
+                503, parameters=[*content, *whose], description=f"202 if the workers are behind. {writes}",
+            ),
+        },
+        "/v1/views": {"get": _operation(
+            "views", "View records: by account, content, session and time",
+            _ok("Views", some={"items": [history.VIEW], "next": None}), 400, 401, 403, 503, parameters=history.views_list(),
+            description=f"{history.LISTED} A page may hold fewer than `limit` and still have a next. A player's token sees its "
+            "own account; a service token (scope `read`) names account or content, or a span of time of a day at most.",
+        )},
+    }  # fmt: skip
+
+
+def _admin_paths() -> Schema:
+    later = _ok("Job", 202, later={"job": openapi_admin.JOB})
+    patience = "202 if the worker takes longer; then ask for the job. A service token (scope `{}`) only."
+    return {
+        "/v1/accounts/{account}": {"delete": _operation(
+            "erase", "Erase an account everywhere: sessions, projections, event log, lake",
+            _ok("Receipt", done=openapi_admin.RECEIPT) | later | {
+                409: _error("A projection is being replayed; try again when that is done", "replay", None)}, 400, 401, 403, 503, parameters=_path("account", "ann"),
+            description=f"Idempotent; a replay does not bring it back. {patience.format('admin')}",
+        )},
+        "/v1/jobs/{job}": {"get": _operation(
+            "job", "The answer of an earlier call that took too long", _ok("Answer", done=openapi_admin.RECEIPT) | later | {
+                404: _error("No such job, or it is a day old", "unknown_job", "job")}, 400, 401, 403, 503,
+            parameters=openapi_admin.job_path(),
+        )},
+        "/v1/audit/blocks": {"get": _operation(
+            "blocks", "What was enforced: blocks, evictions, takeovers, listed and counted",
+            _ok("Blocks", some=openapi_admin.BLOCKS) | later, 400, 401, 403, 503,
+            parameters=openapi_admin.blocks_query(), description=f"From the lake and the event log. {patience.format('read')}",
         )},
     }  # fmt: skip
 
@@ -401,9 +465,13 @@ def document() -> dict[str, Any]:
         "info": {"title": "Pulsegate", "version": version("pulsegate"), "description": INFO},
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}],
-        "paths": _player_paths() | _backend_paths() | _operation_paths(),
+        "paths": _player_paths() | _history_paths() | _admin_paths() | _backend_paths() | _operation_paths(),
         "components": {
-            "schemas": _requests() | _answers(),
+            "schemas": _requests()
+            | _answers()
+            | openapi_admin.schemas()
+            | openapi_events.schemas()
+            | openapi_history.schemas(),
             "headers": {"X-Request-Id": identity},
             "securitySchemes": {"bearer": bearer, "query": {"type": "apiKey", "in": "query", "name": "token"}},
         },

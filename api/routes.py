@@ -12,16 +12,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from api.admin import Admin
+from api.asking import identifier
 from api.edge import METHODS as EDGE_METHODS
 from api.edge import Edge
+from api.events import ROUTE as EVENTS_ROUTE
+from api.events import Events
 from api.heartbeats import ROUTE
 from api.http import bearer, json_response, read_body, token_of
 from api.openapi import document
+from api.resume import Resume
 from api.services import Services
+from api.views import Views
 from engine.errors import BadRequest
 from engine.metrics import CONTENT_TYPE
 from engine.tokens import Claims
-from engine.wire import ID_MAX, SIGNALS_MAX, Revocation, Signal, Stop, Takeover, check_printable, decode
+from engine.wire import SIGNALS_MAX, Revocation, Signal, Stop, Takeover, check_printable, decode
 
 _stop = msgspec.json.Decoder(Stop)
 _takeover = msgspec.json.Decoder(Takeover)
@@ -45,21 +51,14 @@ class _Any(Convertor[str]):
 register_url_convertor("any", _Any())
 
 
-def _identifier(name: str, value: str | None, *, required: bool = True) -> str:
-    if not value:
-        if required:
-            raise BadRequest(f"{name} is required", field=name)
-        return ""
-    if len(value) > ID_MAX or not value.isprintable():
-        raise BadRequest(f"{name} must be 1–{ID_MAX} printable characters", field=name)
-    return value
-
-
 class Routes:
     def __init__(self, services: Services, heartbeats: ASGIApp) -> None:
         self._services = services
         self._heartbeats = heartbeats
         self._edge = Edge(services)
+        self._events = Events(services)
+        self._resume, self._views = Resume(services), Views(services)
+        self._admin = Admin(services)
 
     def all(self) -> list[Route]:
         return [
@@ -71,6 +70,10 @@ class Routes:
             Route("/v1/sessions/{session:any}/takeover", self.takeover, methods=["POST"]),
             Route("/v1/sessions/{session}", self.stop, methods=["DELETE"]),
             Route("/v1/accounts/{account:any}/sessions", self.sessions, methods=["GET"]),
+            Route(EVENTS_ROUTE, self._events.post, methods=["POST"]),
+            *self._admin.routes(),
+            *self._resume.routes(),
+            *self._views.routes(),
             Route("/v1/signals", self.signals, methods=["POST"]),
             Route("/v1/edge/authorize", self._edge.authorize, methods=["GET", "POST"]),
             Route("/v1/edge/authorize/{original:any}", self._edge.authorize, methods=EDGE_METHODS),
@@ -102,14 +105,14 @@ class Routes:
         if kind not in ("", "live", "vod"):
             raise BadRequest("kind must be live or vod", field="kind")
         attributes = {
-            name: _identifier(name, query.get(name), required=False) for name in ("profile", "device_type", "provider")
+            name: identifier(name, query.get(name), required=False) for name in ("profile", "device_type", "provider")
         }
-        session, device = (_identifier(name, query.get(name), required=False) for name in ("session", "device"))
-        content = _identifier("content", query.get("content"))
+        session, device = (identifier(name, query.get(name), required=False) for name in ("session", "device"))
+        content = identifier("content", query.get("content"))
         return json_response(await self._services.decisions.check(claims, session, device, content, kind, attributes))
 
     async def stop(self, request: Request) -> Response:
-        session = _identifier("session", request.path_params["session"])
+        session = identifier("session", request.path_params["session"])
         body = await self._body(request)
         stop = decode(_stop, body) if body.strip() else Stop()
         check_printable(stop)
@@ -122,7 +125,7 @@ class Routes:
         return Response(status_code=204)
 
     async def takeover(self, request: Request) -> Response:
-        session = _identifier("session", request.path_params["session"])
+        session = identifier("session", request.path_params["session"])
         claims = self._verified(request)
         ask = decode(_takeover, await self._body(request))
         check_printable(ask)
@@ -132,7 +135,7 @@ class Routes:
 
     async def sessions(self, request: Request) -> Response:
         claims = self._verified(request)
-        account = _identifier("account", request.path_params["account"])
+        account = identifier("account", request.path_params["account"])
         if not claims.account:
             claims.require("read")
         items = await self._services.decisions.sessions(claims.account_or(account))

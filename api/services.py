@@ -8,6 +8,8 @@ from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
 from api.http import Cors
+from engine.ask import Asks
+from engine.bad import BadEvents
 from engine.decisions import Decisions
 from engine.errors import Forbidden, Unauthorized, Unavailable
 from engine.keys import Keys
@@ -25,6 +27,8 @@ class Services:
     settings: Settings
     keys: Keys
     client: Redis | RedisCluster
+    log: Redis | None
+    """The log Redis: projections, event log. None if the sessions are on a cluster and no other server is named."""
     router: Router
     plans: PlanFile
     tokens: Tokens
@@ -32,6 +36,8 @@ class Services:
     metrics: Metrics
     outage: Outage
     decisions: Decisions
+    bad: BadEvents
+    asks: Asks
     cors: Cors
 
     def player(self, token: str) -> Claims:

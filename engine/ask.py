@@ -18,8 +18,8 @@ from rq.job import Job, JobStatus
 from engine.errors import Conflict, NotFound, Unavailable
 from engine.keys import Keys
 
-KEPT_S = 86_400
-"""An answer can be fetched for a day."""
+KEPT_S = 3_600
+"""An answer can be fetched for an hour; so long RQ keeps what was asked, an erased account's name too."""
 REFUSED = "refused"
 """What a job that cannot be done now answers instead: {refused: {code, message}}, so that it does not count as failed."""
 _POLL_S = 0.05
@@ -36,21 +36,22 @@ class Asks:
 
         Raises Conflict if it cannot be done now, Unavailable also if the job failed.
         """
-        return await asyncio.to_thread(self._ask, function, args, wait_s, timeout_s)
+        until = time.monotonic() + wait_s
+        job = await asyncio.to_thread(self._enqueue, function, args, timeout_s)
+        while (found := await self.answer(job)) is None and time.monotonic() < until:
+            await asyncio.sleep(_POLL_S)
+        return job, found
 
     async def answer(self, job_id: str) -> Any:
         """The answer of an earlier job; None while it is not done. Raises NotFound, Conflict, Unavailable."""
         return await asyncio.to_thread(self._answer, job_id)
 
-    def _ask(self, function: str, args: tuple[Any, ...], wait_s: float, timeout_s: int) -> tuple[str, Any]:
+    def _enqueue(self, function: str, args: tuple[Any, ...], timeout_s: int) -> str:
         try:
             with self._client() as client:
                 queue = Queue(self._queue, connection=client)
                 job = queue.enqueue(function, args=args, job_timeout=timeout_s, result_ttl=KEPT_S, failure_ttl=KEPT_S)
-                until = time.monotonic() + wait_s
-                while (found := _result(job)) is None and time.monotonic() < until:
-                    time.sleep(_POLL_S)
-                return job.id, found
+                return str(job.id)
         except (RedisError, OSError) as error:
             raise Unavailable(f"log Redis: {error}") from None
 
@@ -59,7 +60,7 @@ class Asks:
             with self._client() as client:
                 return _result(Job.fetch(job_id, connection=client))
         except NoSuchJobError:
-            raise NotFound("no such job, or its answer is a day old", code="unknown_job") from None
+            raise NotFound("no such job, or its answer is gone by now", code="unknown_job") from None
         except (RedisError, OSError) as error:
             raise Unavailable(f"log Redis: {error}") from None
 

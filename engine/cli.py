@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from engine import deployment, lifeline
+from engine import badcli, deployment, lifeline
 from engine.cdnlog import command, options
 from engine.errors import PulsegateError
 from engine.settings import Settings
 from engine.tokens import SCOPES, issue
 
+_WORKERS = {
+    "dead": "events that a sink or consumer could not handle: list, replay, drop",
+    "drain": "works one background job until nothing is left, and says how fast that was",
+    "new-consumer": "writes a consumer to start from, with its test",
+    "replay": "builds projections anew from lake and log, and compares or swaps them",
+    "status": "lag, totals and dead letters of consumers and sinks",
+}
+"""Commands that `python -m workers` carries out, and what they do."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 failed, 2 wrong use."""
     lifeline.hold()
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] and words[0] in _WORKERS:
+        return _by_workers(words)
+    args = _parser().parse_args(words)
     try:
         return int(args.do(args) or 0)
     except PulsegateError as error:
@@ -72,7 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     logs = commands.add_parser("ingest-log", help="turns CDN access logs into signals")
     options.add_arguments(logs)
     logs.set_defaults(do=command.run)
+
+    badcli.add(commands)
+    for name, does in _WORKERS.items():
+        commands.add_parser(name, help=does)
     return parser
+
+
+def _by_workers(words: list[str]) -> int:
+    """Runs a command that needs sinks or projections, which the engine must not know: in a process of the workers."""
+    try:
+        return subprocess.call([sys.executable, "-m", "workers", *words])
+    except KeyboardInterrupt:
+        return 130
 
 
 def _settings(**overrides: object) -> Settings:

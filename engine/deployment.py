@@ -81,8 +81,14 @@ def _metrics_dir(settings: Settings) -> Iterator[Settings]:
 
 def workers(settings: Settings) -> int:
     """Runs RQ workers as child processes until told to stop."""
+    return Supervisor(_workers(settings)).run()
+
+
+def _workers(settings: Settings) -> list[Part]:
     parts = [Part(f"worker-{n}", ["-m", "workers", "worker"], settings) for n in range(settings.worker_processes)]
-    return Supervisor(parts).run()
+    return parts + [
+        Part(f"exporter-{n}", ["-m", "workers", "exporter"], settings) for n in range(settings.export_processes)
+    ]
 
 
 def scheduler(settings: Settings) -> int:
@@ -99,19 +105,20 @@ def run(settings: Settings, data: Path) -> int:
             settings,
             jwt_secret=settings.jwt_secret or ("" if settings.jwks_url else _ensure_secret(data)),
             spool_dir=settings.spool_dir or str(data.resolve() / "spool"),
+            lake_dir=settings.lake_dir or str(data.resolve() / "lake"),
         )
         servers: list[Server] = []
         if not settings.redis_url:
             servers.append(Server(data / "redis", DURABLE))
             settings = replace(settings, redis_url=servers[0].url)
-        elif not settings.rq_url and _is_cluster(settings.redis_url):
+        elif not settings.log_redis_url and _is_cluster(settings.redis_url):
             servers.append(Server(data / "queues", DURABLE))
-            settings = replace(settings, rq_url=servers[0].url)
+            settings = replace(settings, log_redis_url=servers[0].url)
         for server in servers:
             server.start()
         parts = [
             Part("api", ["-m", "engine.cli", "api"], settings),
-            *(Part(f"worker-{n}", ["-m", "workers", "worker"], settings) for n in range(settings.worker_processes)),
+            *_workers(settings),
             Part("scheduler", ["-m", "workers", "scheduler"], settings),
         ]
         try:
@@ -199,10 +206,12 @@ class Part:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._died_at = float("-inf")
+        self._asked = False
 
     def start(self) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGATE_")} | self._settings.to_env()
         env[lifeline.VARIABLE] = "1"
+        self._asked = False
         self._process = subprocess.Popen(self._command, env=env, stdin=subprocess.PIPE, start_new_session=True)
 
     def failed(self) -> bool:
@@ -221,10 +230,15 @@ class Part:
             self.stop()
             self.start()
 
+    def ask_to_stop(self) -> None:
+        if self._process is not None and not self._asked:
+            self._asked = True
+            self._process.terminate()
+
     def stop(self) -> None:
         if self._process is None:
             return
-        self._process.terminate()
+        self.ask_to_stop()
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
@@ -260,7 +274,12 @@ class Supervisor:
                     part.watch()
             return 0
         finally:
-            for part in self._parts:
+            # The API first, for it signs off; the others have nothing to wait for in one another.
+            first, *others = self._parts
+            first.stop()
+            for part in others:
+                part.ask_to_stop()
+            for part in others:
                 part.stop()
 
     def _await_ready(self) -> bool:

@@ -67,6 +67,7 @@ class Overloaded(PulsegateError):
 
 class Unavailable(PulsegateError):
     code = "unavailable"
+    retry_after_s = 1
 
 
 class ConfigError(PulsegateError):

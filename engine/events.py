@@ -14,11 +14,12 @@
 
 An event's id is its partition and the id it has in the outbox: unique, ordered within the partition, and the same in the
 log, in the lake and in every export. `event_id` is what a receiver finds duplicates by: the tracking event's own where its
-sender can repeat it, else the id.
+sender can repeat it, one made of the view for its start and ends, else the id.
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from msgspec import Raw, Struct
 
 HEARTBEATS, EVENTS = "heartbeats", "events"
 TOPICS = (HEARTBEATS, EVENTS)
+_ONCE = frozenset(["view_start", "view_end", "view_reopen"])
 PLAIN = frozenset(["heartbeat", "evidence"])
 """Types that only say that a stream is alive: the topic `heartbeats`, thinned when the outbox is too long."""
 
@@ -66,10 +68,18 @@ class Event(Struct):
         found = msgspec.json.decode(self.data)
         return found if isinstance(found, dict) else {}
 
+    @property
+    def export_id(self) -> str:
+        """The `event_id` that receivers get. What a view does once (start, each end, each reopening) has one of its own, for a
+        session server that lost its last second may tell it again."""
+        if self.event_id or self.type not in _ONCE:
+            return self.event_id or self.id
+        told = "\t".join((self.account, self.session, str(self.started_at), str(self.revision), self.type))
+        return blake2b(told.encode(), digest_size=16).hexdigest()
+
     def export(self) -> bytes:
         """The payload with both ids, as consumers outside get it."""
-        id_ = self.id
-        ids = b'{"id":"%b","event_id":%b,' % (id_.encode(), msgspec.json.encode(self.event_id or id_))
+        ids = b'{"id":"%b","event_id":%b,' % (self.id.encode(), msgspec.json.encode(self.export_id))
         return ids + self.payload[1:]
 
 

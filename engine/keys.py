@@ -27,6 +27,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{log}:mirrored                | hash   | partition → last id of its outbox that the log has          | never, a field a partition |  |
 | pg:{log}:trimmed                 | hash   | partition → last id that its log may have forgotten          | never, a field a partition |  |
 | pg:{log}:cursor:<consumer>:<gen> | hash   | partition → last id the consumer has committed              | with its generation  |       |
+| pg:{log}:suspects                | hash   | silent view that the session Redis does not know → its outbox's last id then | 10 min |  |
 | pg:{log}:generations             | hash   | projection → its live generation                            | never, a field a projection | |
 | pg:{log}:<projection>:<gen>:…    | any    | a projection's state; its consumer's module says what       | by the projection    |       |
 | pg:{log}:dead:<consumer>         | stream | events it could not handle, each with the reason            | newest 10,000 kept   |       |
@@ -123,6 +124,10 @@ class Keys:
 
     def cursor(self, consumer: str, generation: int = 0) -> str:
         return f"{self.prefix}:{{log}}:cursor:{consumer}:{generation}"
+
+    @property
+    def suspects(self) -> str:
+        return f"{self.prefix}:{{log}}:suspects"
 
     @property
     def generations(self) -> str:

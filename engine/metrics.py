@@ -16,6 +16,8 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from prometheus_client import Counter as PromCounter
 from prometheus_client.metrics import MetricWrapperBase
 
+from engine.lag import Flow
+
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -63,6 +65,18 @@ class Metrics:
         self.spooled = PromCounter(
             "pulsegate_spooled_heartbeats", "Heartbeats kept while Redis was away, by fate.", ["fate"], registry=r
         )
+        self.tracking_received = PromCounter(
+            "pulsegate_tracking_received",
+            "Tracking events whose fate was answered: accepted + duplicate + rejected.",
+            registry=r,
+        )
+        self.tracking = PromCounter("pulsegate_tracking_events", "Tracking events by fate.", ["fate"], registry=r)
+        self.bad = PromCounter(
+            "pulsegate_bad_events",
+            "Rejected tracking events: kept, or lost with the log Redis away.",
+            ["fate"],
+            registry=r,
+        )
         self.redis_up = Gauge(
             "pulsegate_redis_up", "1 if every session Redis node answers.", registry=r, multiprocess_mode="min"
         )
@@ -77,6 +91,47 @@ class Metrics:
             "Partitions whose plain heartbeats are thinned.",
             registry=r,
             multiprocess_mode="mostrecent",
+        )
+        self.thinned_events = PromCounter(
+            "pulsegate_thinned_events",
+            "Plain heartbeats and evidence not appended: the outbox is too long.",
+            registry=r,
+        )
+        self.mirrored = Gauge(
+            "pulsegate_mirrored_events",
+            "Events appended to the event log ever.",
+            ["topic"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.lag_events = Gauge(
+            "pulsegate_lag_events", "Events in the log that a consumer or sink has not handled.", ["consumer"], registry=r,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.lag_seconds = Gauge(
+            "pulsegate_lag_seconds",
+            "Age of the oldest of them.",
+            ["consumer"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.handled = Gauge(
+            "pulsegate_handled_events", "Events a consumer or sink has handled ever.", ["consumer"], registry=r,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.dead = Gauge(
+            "pulsegate_dead_letters", "Events kept that a consumer or sink could not handle.", ["consumer"], registry=r,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.tenures = Gauge(
+            "pulsegate_tenures",
+            "Groups of partitions that somebody works on.",
+            ["job"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.bad_kept = Gauge(
+            "pulsegate_bad_events_kept", "Rejected tracking events kept.", registry=r, multiprocess_mode="mostrecent"
         )
         self.plans_broken = Gauge(
             "pulsegate_plans_broken", "1 while the plans file cannot be read.", registry=r, multiprocess_mode="max"
@@ -93,6 +148,11 @@ class Metrics:
     def allowed(self) -> None:
         """The usual decision: nothing to explain, nobody removed."""
         self._decided[_ALLOWED] += 1
+
+    def tracked(self, accepted: int, duplicates: int, rejected: int) -> None:
+        self.tracking_received.inc(accepted + duplicates + rejected)
+        for fate, count in (("accepted", accepted), ("duplicate", duplicates), ("rejected", rejected)):
+            self.tracking.labels(fate).inc(count)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         local = self._routes.get(route)
@@ -116,6 +176,20 @@ class Metrics:
             local.statuses.clear()
             local.move_to(self.duration.labels(route))
         self._redis.move_to(self.redis_duration)
+
+    def flows(self, flow: Flow) -> None:
+        """The state of the background work."""
+        for topic, count in flow.mirrored.items():
+            self.mirrored.labels(topic).set(count)
+        for job, owners in flow.owners.items():
+            self.tenures.labels(job).set(owners)
+        for lag in flow.lags:
+            self.lag_events.labels(lag.name).set(lag.events)
+            self.lag_seconds.labels(lag.name).set(lag.seconds)
+            self.handled.labels(lag.name).set(lag.handled)
+            self.dead.labels(lag.name).set(lag.dead)
+            self.tenures.labels(lag.job).set(lag.owners)
+        self.bad_kept.set(flow.bad)
 
     def render(self) -> bytes:
         """The scrape: this process's metrics, or those of all of them."""

@@ -57,7 +57,7 @@ def calls(event: Event) -> list[bytes]:
     # A tracking event may have its fields beside `type` or in a `data` of its own.
     inner = data.get("data")
     said: Said = {**data, **inner} if isinstance(inner, dict) else data
-    id_ = event.event_id or event.id
+    id_ = event.export_id
     envelope = {
         "type": "track",
         "userId": event.account,

@@ -110,6 +110,22 @@ def test_secrets_and_volumes_are_declared() -> None:
     assert "secrets" not in SERVICES["scheduler"]
 
 
+def test_the_lake_is_the_workers_and_scheduler_and_worker_know_the_same_sinks() -> None:
+    directory = SERVICES["worker"]["environment"]["PULSEGATE_LAKE_DIR"]
+    assert f"lake:{directory}" in SERVICES["worker"]["volumes"]
+    owned = next(rest for rest in said("RUN") if "install -d" in rest)
+    for volume in ("spool", "lake"):
+        assert f"/var/lib/pulsegate/{volume}" in owned, "a volume takes its owner from the image's directory"
+    sizes = {"PULSEGATE_WORKER_PROCESSES", "PULSEGATE_EXPORT_PROCESSES"}
+    worker, scheduler = (SERVICES[name]["environment"] for name in ("worker", "scheduler"))
+    assert {name: value for name, value in worker.items() if name not in sizes} == scheduler
+    settings = Settings.from_env({name: value for name, value in worker.items() if name in SETTINGS})
+    assert "export-lake" in jobs(settings)
+    waiting_there = [job for job in jobs(settings) if not job.startswith("export-")]
+    assert settings.worker_processes >= len(waiting_there), "jobs take turns"
+    assert settings.export_processes >= 1
+
+
 def test_redis_is_durable_and_keeps_records_compact() -> None:
     command = SERVICES["redis"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))
@@ -153,6 +169,7 @@ class Deployment:
             "/run/secrets/jwt_secret": str(secret),
             "/etc/pulsegate/plans.toml": str(ROOT / "plans.toml"),
             "/var/lib/pulsegate/spool": str(directory / "spool"),
+            "/var/lib/pulsegate/lake": str(directory / "lake"),
             "0.0.0.0": "127.0.0.1",
             "8080": str(self.port),
         }

@@ -99,7 +99,7 @@ class TestOnce:
         mirror(run)
         slow = consume(run)
         successor = Ownership(run.log, run.keys, "consume-kinds", 0)
-        successor.seize(5_000)
+        successor.seize()
         with pytest.raises(LostOwnership):
             drain(slow)
         assert state(run) == {}
@@ -117,7 +117,7 @@ class TestOnce:
 
         def lose(self: Kinds, events: Sequence[Event], pipe: Pipeline) -> None:
             handle(self, events, pipe)
-            successor.seize(5_000)
+            successor.seize()
 
         monkeypatch.setattr(Kinds, "handle", lose)
         with pytest.raises(LostOwnership):
@@ -125,6 +125,24 @@ class TestOnce:
         assert state(run) == {}
         monkeypatch.undo()
         drain(consume(run, ownership=successor))
+        assert state(run) == {"view_start": 1}
+
+    def test_renewing_in_the_middle_of_a_commit_changes_nothing(
+        self, run: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(run, 0, "view_start")
+        mirror(run)
+        mine = owner(run, "consume-kinds")
+        work = consume(run, ownership=mine)
+        handle = Kinds.handle
+
+        def renew(self: Kinds, events: Sequence[Event], pipe: Pipeline) -> None:
+            handle(self, events, pipe)
+            mine._renewed = 0.0
+            mine.renew()
+
+        monkeypatch.setattr(Kinds, "handle", renew)
+        assert drain(work) == 1
         assert state(run) == {"view_start": 1}
 
 

@@ -191,7 +191,7 @@ class TestErase:
         erase_account(run, "ann")
         for partition, entries in read:
             with pytest.raises(LostOwnership):
-                slow._append(partition, entries)
+                slow._append([(partition, b"", entries)])
         slow._disk.close()
         flow(run)
         assert state(run, "views") == {}

@@ -616,7 +616,7 @@ def test_the_guides_examples_work(single: Server, tmp_path: Path, prefix: str) -
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     blocks = [part.split("\n```", 1)[0] for part in text.split("```sh\n")[1:]]
     assert len(blocks) >= 10
-    with ApiProcess(single.url, tmp_path, prefix=prefix) as api:
+    with ApiProcess(single.url, tmp_path, prefix=prefix, ask_wait_s=0) as api:  # no worker answers here
         given = {
             "BASE": api.base,
             "TOKEN": player("ann", max_streams=1),

@@ -363,4 +363,4 @@ class TestSegment:
         assert len(receiver.taken) > 1
         assert all(len(request.items) % 2 == 0 for request in receiver.taken)
         found = [call["messageId"] for request in receiver.taken for call in request.items]
-        assert found == [f"{e.id}{suffix}" for e in starts for suffix in ("", ":2")]
+        assert found == [f"{e.export_id}{suffix}" for e in starts for suffix in ("", ":2")]

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.events import EVENTS, Event, order
+from engine.events import EVENTS, Event
 from engine.lake import Lake
 from engine.settings import Settings
+from workers.history import history
 from workers.reading import LogReader
 from workers.runtime import Runtime, runtime
 
@@ -31,7 +32,11 @@ def found(run: Runtime, asked: Mapping[str, Any]) -> dict[str, Any]:
     wanted = {name: asked[name] for name in ("account", "rule", "provider", "content") if asked.get(name)}
     counts: dict[str, Counter[str]] = {name: Counter() for name in (*_COUNTED, "day")}
     items: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for event in _enforcement(run, asked["from"], asked["to"]):
+        if event.type not in TYPES or not asked["from"] <= event.at < asked["to"] or event.id in seen:
+            continue
+        seen.add(event.id)
         item = _item(event)
         if all(item[name] == value for name, value in wanted.items()):
             items.append(item)
@@ -65,17 +70,16 @@ def _item(event: Event) -> dict[str, Any]:
 
 
 def _enforcement(run: Runtime, start: int, end: int) -> Iterator[Event]:
-    """The lake first, then what it does not hold yet."""
+    """The lake first, then what it does not hold yet. An event that moves from one to the other meanwhile comes twice."""
     positions: dict[int, str] = {}
     if run.settings.lake_dir:
         lake = Lake(Path(run.settings.lake_dir), partitions=run.settings.partitions)
         positions = lake.positions()
         yield from lake.read(topics=(EVENTS,), types=TYPES, from_ms=start, to_ms=end)
-    lake_end = dict(positions)
     reader = LogReader(run.log, run.keys, range(run.settings.partitions), (EVENTS,))
     while found := reader.look(positions):
-        for event in found.events:
-            beyond = order(event.stream_id) > order(lake_end.get(event.partition, "0-0"))
-            if beyond and event.type in TYPES and start <= event.at < end:
-                yield event
-        positions |= found.ends | found.behind
+        if found.behind and run.settings.lake_dir:
+            # The log was trimmed in between; what went is in the lake.
+            yield from history(run.settings, (EVENTS,), {p: positions.get(p, "0-0") for p in found.behind})
+        yield from found.events
+        positions |= found.behind | found.ends

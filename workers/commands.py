@@ -1,4 +1,4 @@
-"""`pulsegate replay`, `status` and `new-consumer`: what needs to know the projections, so it runs here, not in the engine."""
+"""`pulsegate replay`, `status`, `drain` and `new-consumer`: what needs to know projections and jobs, which the engine must not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from engine.clients import located
 from engine.errors import PulsegateError
 from engine.keys import Keys
 from engine.settings import Settings
+from workers import consumer, sinks
 from workers.consumer import consumers
+from workers.drain import drain, stop_on_signals
 from workers.replay import replay
 from workers.runtime import runtime
 
@@ -49,12 +51,20 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--projection", action="append", metavar="NAME", help="again for more than one; default: all")
     again.add_argument("--from", dest="since", metavar="DATE", help="leave out what is older: 2026-11-23 or ms")
     again.add_argument("--swap", action="store_true", help="put the result in the live one's place")
+    again.add_argument("--json", action="store_true")
     again.set_defaults(do=_replay)
 
     status = commands.add_parser("status", help="lag, totals and dead letters of consumers and sinks")
     status.add_argument("--json", action="store_true")
     status.set_defaults(do=_status)
-    for command in (again, status):
+
+    drained = commands.add_parser("drain", help="works one job until nothing is left, and says how fast that was")
+    drained.add_argument("job", help="mirror, consume-<consumer>, export-<sink>, …")
+    drained.add_argument("--group", type=int, help="only this group of partitions; default: all, one after the other")
+    drained.add_argument("--seize", action="store_true", help="take it over from the worker that owns it")
+    drained.add_argument("--json", action="store_true")
+    drained.set_defaults(do=_drain)
+    for command in (again, status, drained):
         command.add_argument("--data", type=Path, default=Path(".pulsegate"), help="directory of a `pulsegate run`")
 
     new = commands.add_parser("new-consumer", help="writes a consumer to start from, with its test")
@@ -72,7 +82,7 @@ def _replay(args: argparse.Namespace) -> int:
     names = args.projection or []
     if unknown := [name for name in names if name not in consumers()]:
         raise PulsegateError(f"no projection {unknown[0]!r}; there are {', '.join(sorted(consumers()))}")
-    return replay(runtime(_settings(args)), names, since_ms=_ms(args.since), swap=args.swap)
+    return replay(runtime(_settings(args)), names, since_ms=_ms(args.since), swap=args.swap, as_json=args.json)
 
 
 def _ms(text: str | None) -> int:
@@ -99,12 +109,19 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _drain(args: argparse.Namespace) -> int:
+    stop_on_signals()
+    found = drain(runtime(_settings(args)), args.job, args.group, seize=args.seize)
+    print(orjson.dumps(found.to_json()).decode() if args.json else found.text())
+    return 0 if found.complete else 1
+
+
 def _new_consumer(args: argparse.Namespace) -> int:
     name: str = args.name
     if not _NAME.fullmatch(name):
         raise PulsegateError(f"{name!r}: begin with a letter; lower-case letters, digits and _, at most 32")
-    if name in consumers():
-        raise PulsegateError(f"there is a consumer {name!r} already")
+    if name in {*consumer.names(), *sinks.names()}:
+        raise PulsegateError(f"there is a consumer or sink {name!r} already")
     directory: Path = args.into / name
     if directory.exists():
         raise PulsegateError(f"{directory} exists already")

@@ -19,12 +19,16 @@ from workers.consumer import Consumer, DeadLetter
 from workers.history import history
 from workers.reading import LogReader, Reading, within
 from workers.runtime import Runtime
-from workers.tenure import LostOwnership, Ownership, Work
+from workers.tenure import LostOwnership, Ownership, Work, stopping
 
 COUNT = 1_000
 """Entries read of each stream at a time."""
 BATCH = 5_000
 """Events committed together, about."""
+GATHER_S = 0.05
+"""While little comes, events gather so long: a round costs as much for ten events as for a hundred."""
+FEW = 1_000
+"""What counts as little, of one round."""
 
 
 class Commit:
@@ -53,12 +57,15 @@ class Commit:
     def pipeline(self) -> Pipeline:
         """A transaction under way. Raises LostOwnership."""
         pipe = self._log.pipeline()
+        self._watch(pipe)
+        return pipe
+
+    def _watch(self, pipe: Pipeline) -> None:
         pipe.watch(self._owner.key)
         if pipe.get(self._owner.key) != self._owner.token.encode():
             pipe.reset()
             raise LostOwnership(self._owner.key)
         pipe.multi()
-        return pipe
 
     def execute(
         self, pipe: Pipeline, reached: Mapping[int, str], count: int, dead: Sequence[Mapping[Any, Any]] = ()
@@ -70,10 +77,16 @@ class Commit:
             pipe.hset(self._cursor, mapping={str(p): id_ for p, id_ in reached.items()})
         if count:
             pipe.hincrby(self._cursor, HANDLED, count)
+        commands = list(pipe.command_stack)
         try:
-            pipe.execute()
-        except WatchError:
-            raise LostOwnership(self._owner.key) from None
+            while True:
+                try:
+                    pipe.execute()
+                    return
+                except WatchError:
+                    # Another's by now; or only renewed, which touches the key as well.
+                    self._watch(pipe)
+                    pipe.command_stack.extend(commands)
         finally:
             pipe.reset()
 
@@ -91,14 +104,19 @@ class Consume(Work):
         self._owner = ownership
         self._commit.begin(cls.topics)
         self._positions = self._commit.positions(partitions)
+        self._few, self._read_at = False, 0.0
 
     def step(self, wait_s: float) -> int:
+        if self._few and (left := self._read_at + GATHER_S - time.monotonic()) > 0:
+            stopping.wait(min(left, wait_s))
+        self._read_at = time.monotonic()
         found = self._reader.look(self._positions, COUNT, max(1, int(wait_s * 1000)))
-        if found.behind:
-            self._catch_up(found)
+        done = self._catch_up(found) if found.behind else 0
         if found.ends:
             self._apply(found)
-        return len(found.events)
+        done += len(found.events)
+        self._few = done < FEW
+        return done
 
     def _apply(self, found: Reading) -> None:
         """Commits what was read, in batches; the last one moves the positions to the reading's ends."""
@@ -121,18 +139,21 @@ class Consume(Work):
         self._commit.execute(pipe, reached, len(batch) + len(undecodable), [*found, *undecodable])
         self._positions |= reached
 
-    def _catch_up(self, found: Reading) -> None:
-        """What the log has forgotten is in the lake."""
+    def _catch_up(self, found: Reading) -> int:
+        """What the log has forgotten is in the lake; how many events that were."""
         after = {p: self._positions.get(p, "0-0") for p in found.behind}
         batch: list[Event] = []
+        done = 0
         for event in history(self._run.settings, self._consumer.topics, after):
             if order(event.stream_id) <= order(found.behind[event.partition]):
                 batch.append(event)
             if len(batch) >= BATCH:
                 self._commit_batch(batch, latest(batch))
                 self._owner.renew()
+                done += len(batch)
                 batch = []
         self._commit_batch(batch, found.behind)
+        return done + len(batch)
 
 
 def handle(consumer: Consumer, events: Sequence[Event], pipe: Pipeline) -> list[dict[str, Any]]:

@@ -59,9 +59,10 @@ class DeadLetter(Exception):
         self.event = event
 
 
-def names() -> list[str]:
-    """The names of all installed consumers; loads none."""
-    return sorted(entry.name for entry in entry_points(group=GROUP))
+def names(*, built_in: bool = False) -> list[str]:
+    """The names of all installed consumers, or of Pulsegate's own; loads none."""
+    found = entry_points(group=GROUP)
+    return sorted(e.name for e in found if not built_in or (e.dist is not None and e.dist.name == "pulsegate"))
 
 
 def load(name: str) -> type[Consumer]:

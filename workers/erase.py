@@ -7,6 +7,7 @@ owner, remembers itself whom not to let in again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -28,9 +29,8 @@ from workers.consume import live_generation
 from workers.consumer import consumers
 from workers.jobs import jobs
 from workers.runtime import Runtime, runtime
-from workers.tenure import Ownership
+from workers.tenure import Keeper, Ownership
 
-HOLD_MS = 300_000
 _PAGE = 1_000
 
 
@@ -51,8 +51,7 @@ def erase_account(run: Runtime, account: str) -> dict[str, Any]:
         if run.log.exists(run.keys.owner(f"replay-{name}", 0)):
             raise Conflict(f"a replay of {name} is under way; try again when it is done", code="replay")
     partition = partition_of(account, run.settings.partitions)
-    taken = _take_over(run, partition % run.settings.groups)
-    try:
+    with _taken_over(run, partition % run.settings.groups):
         removed: dict[str, Any] = {
             "sessions": _session(run, account, partition),
             "outbox": _stream(run.session, run.keys.outbox(partition), account),
@@ -60,23 +59,29 @@ def erase_account(run: Runtime, account: str) -> dict[str, Any]:
             "projections": {name: _projection(run, name, account) for name in consumers()},
             "kept": _kept(run, account),
         }
-        if run.settings.lake_dir:
-            receipt = Lake(Path(run.settings.lake_dir), partitions=run.settings.partitions).erase(account)
-            removed["lake"] = {"rows": receipt.rows, "files": receipt.files}
-    finally:
-        for ownership in taken:
-            ownership.release()
+    if run.settings.lake_dir:
+        receipt = Lake(Path(run.settings.lake_dir), partitions=run.settings.partitions).erase(account)
+        removed["lake"] = {"rows": receipt.rows, "files": receipt.files}
+        # A projection that lagged may have read the lake meanwhile.
+        with _taken_over(run, partition % run.settings.groups):
+            for name in consumers():
+                removed["projections"][name] += _projection(run, name, account)
     return {"erased_at": int(time.time() * 1000), "removed": removed}
 
 
-def _take_over(run: Runtime, group: int) -> list[Ownership]:
-    taken = []
+@contextlib.contextmanager
+def _taken_over(run: Runtime, group: int) -> Iterator[None]:
+    """Whoever works on the group can commit nothing meanwhile. A lake rewrite takes long, so it is not done in here."""
     names = [job for job in jobs(run.settings) if job == "mirror" or job.startswith(("consume-", "export-"))]
-    for job in names:
-        ownership = Ownership(run.log, run.keys, job, group)
-        ownership.seize(HOLD_MS)
-        taken.append(ownership)
-    return taken
+    taken = [Ownership(run.log, run.keys, job, group) for job in names]
+    for ownership in taken:
+        ownership.seize()
+    try:
+        with Keeper(*taken):
+            yield
+    finally:
+        for ownership in taken:
+            ownership.release()
 
 
 def _session(run: Runtime, account: str, partition: int) -> int:

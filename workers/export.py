@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import orjson
 from redis import Redis
@@ -30,7 +28,7 @@ from workers.history import history
 from workers.reading import START, LogReader, Undecodable, within
 from workers.runtime import Runtime
 from workers.sinks import Rejected, Retry, Sink, build
-from workers.tenure import LostOwnership, Ownership, Work, stopping
+from workers.tenure import Keeper, LostOwnership, Ownership, Work, stopping
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,6 @@ BACKOFF_S = (1, 2, 5, 10, 30, 60, 120, 300, 600)
 """Seconds a receiver is left alone after its first, second, … failure in a row; the last for all further ones."""
 RETRY_AFTER_MAX_S = 3_600
 """A receiver may ask for more time than that, and is asked again nevertheless."""
-_KEEP_S = 1.0
 _FORGET_S = 7_200
 
 
@@ -110,6 +107,8 @@ class Export(Work):
         self._positions = dict(own) if own is not None else self._begun()
         self._batches: Iterator[Batch] = self._interrupted()
         self._under: Batch | None = None
+        self.gathers = True
+        """Whether a sink may let events gather; False: it is given what there is."""
 
     def step(self, wait_s: float) -> int:
         """Delivers one batch; how many events arrived, 1 if a position moved without any; 0: there is nothing to do.
@@ -130,7 +129,7 @@ class Export(Work):
     def _next(self, wait_s: float) -> Batch | None:
         batch = next(self._batches, None)
         if batch is None:
-            if (left := self._sink.gather_s(self._partitions)) > 0:
+            if self.gathers and (left := self._sink.gather_s(self._partitions)) > 0:
                 stopping.wait(min(left, wait_s))
                 return None
             self._batches = self._read(wait_s)
@@ -140,7 +139,7 @@ class Export(Work):
     def _deliver(self, events: Sequence[Event]) -> list[tuple[str, bytes, str]]:
         """The events (id, payload, why) that the receiver will never take."""
         try:
-            with _Keeper(self._owner):
+            with Keeper(self._owner):
                 self._sink.deliver(events)
         except Rejected as error:
             log.warning("refused", extra={"sink": self._sink.name, "events": len(error.refused), "why": str(error)})
@@ -245,28 +244,3 @@ def _forgotten(client: Redis, streams: Sequence[str]) -> int:
             pipe.xinfo_stream(name)
         found = pipe.execute(raise_on_error=False)
     return sum(int(one["entries-added"]) - int(one["length"]) for one in found if isinstance(one, dict))
-
-
-class _Keeper:
-    """Keeps the ownership while a receiver takes its time."""
-
-    def __init__(self, ownership: Ownership) -> None:
-        self._owner = ownership
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
-
-    def _keep(self) -> None:
-        try:
-            while not self._over.wait(_KEEP_S):
-                self._owner.renew()
-        except (LostOwnership, RedisError, OSError) as error:
-            # The commit finds out for itself.
-            log.warning("not_kept", extra={"why": str(error)})
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()

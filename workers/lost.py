@@ -26,35 +26,42 @@ _RUNS = ("r", "e", "t")
 
 
 class Lost:
-    """Remembers between its rounds whom the session Redis did not know, and where the outbox stood then."""
+    """Between its rounds the log Redis keeps whom the session Redis did not know, and where the outbox stood then."""
 
     def __init__(self, run: Runtime) -> None:
         self._run = run
-        self._suspects: dict[tuple[str, str, int], str] = {}
-        """Account, session and start of a view → its outbox's last id."""
 
     def end(self) -> int:
         """One round; how many views were ended."""
-        run, ended = self._run, 0
+        run, ended, suspects = self._run, 0, {}
         generation = live_generation(run, Views.name)
         views = Views(run.log, run.keys.projection(Views.name, generation), run.settings)
         seconds, _ = run.log.time()
         silent = views.open_before((int(seconds) * 1000) - SILENCE * run.settings.lifetime_ms, BATCH)
         reached: Any = run.log.hgetall(run.keys.cursor(Views.name, generation))
-        before, self._suspects = self._suspects, {}
+        before: Any = run.log.hgetall(run.keys.suspects)
         for view in silent:
-            name = view["account"], view["session"], view["started_at"]
+            name = f"{view['account']}\t{view['session']}\t{view['started_at']}"
             partition = partition_of(view["account"], run.settings.partitions)
+            outbox = before.get(name.encode())
             if self._known(view):
                 continue
-            outbox = before.get(name)
             if outbox is None:
-                self._suspects[name] = self._last_id(partition)
-            elif order(reached.get(b"%d" % partition, b"0-0").decode()) < order(outbox):
-                self._suspects[name] = outbox
+                suspects[name] = self._last_id(partition)
+            elif order(reached.get(b"%d" % partition, b"0-0").decode()) < order(outbox.decode()):
+                suspects[name] = outbox.decode()
             else:
                 ended += self._end(view)
+        self._remember(suspects)
         return ended
+
+    def _remember(self, suspects: dict[str, str]) -> None:
+        with self._run.log.pipeline(transaction=True) as pipe:
+            pipe.delete(self._run.keys.suspects)
+            if suspects:
+                pipe.hset(self._run.keys.suspects, mapping=suspects)  # type: ignore[arg-type]
+                pipe.expire(self._run.keys.suspects, 600)
+            pipe.execute()
 
     def _known(self, view: dict[str, Any]) -> bool:
         """Whether the session Redis has this very view: it goes on, or its end is in the outbox."""
@@ -62,9 +69,11 @@ class Lost:
         if text is None:
             return False
         life = text.decode().split("\n")[1]
+        if life[0] not in _RUNS:
+            return False
         # A number may come back after its record was forgotten, but not with the same beginning.
         _, ordinal, _, _, started, *_ = life[1:].split("\t")
-        return life[0] in _RUNS and (ordinal, started) == (str(view["view"]), str(view["started_at"]))
+        return (ordinal, started) == (str(view["view"]), str(view["started_at"]))
 
     def _last_id(self, partition: int) -> str:
         """The outbox's last id; one that is gone altogether holds nothing that could still come."""

@@ -26,21 +26,26 @@ TIDY_EVERY_S = 60.0
 _SEQ_MAX = 2**64 - 1
 
 
+class _Clock:
+    """When this process did it last: a turn is shorter than that."""
+
+    trim_at = tidy_at = 0.0
+
+
 class Maintain(Work):
     """All partitions; one tenure at a time in a deployment."""
 
     def __init__(self, run: Runtime, ownership: Ownership) -> None:
         self._run, self._owner = run, ownership
         self._lost = Lost(run)
-        self._trim_at = self._tidy_at = 0.0
 
     def step(self, wait_s: float) -> int:
         moment = time.monotonic()
-        if moment >= self._trim_at:
-            self._trim_at = moment + TRIM_EVERY_S
+        if moment >= _Clock.trim_at:
+            _Clock.trim_at = moment + TRIM_EVERY_S
             return trim(self._run) + self._lost.end()
-        if moment >= self._tidy_at:
-            self._tidy_at = moment + TIDY_EVERY_S
+        if moment >= _Clock.tidy_at:
+            _Clock.tidy_at = moment + TIDY_EVERY_S
             self._tidy()
             return 1
         stopping.wait(wait_s)
@@ -89,11 +94,11 @@ def trim(run: Runtime) -> int:
 
 
 def _reached(run: Runtime) -> dict[int, str]:
-    """Up to where each partition's log is no longer needed: by every projection and by the lake, or by every sink where
-    there is no lake to go on from."""
+    """Up to where each partition's log is no longer needed: by our own projections and the lake, from which all others go on;
+    without a lake, by every consumer and sink."""
     partitions = range(run.settings.partitions)
     needs: list[dict[int, str]] = []
-    for name in consumer.names():
+    for name in consumer.names(built_in=bool(run.settings.lake_dir)):
         needs.append(_cursor(run, name, live_generation(run, name)))
     sinks = {name: build(cls, run.settings) for name, cls in configured(run.settings).items()}
     own = {name: sink.positions() for name, sink in sinks.items() if sink is not None}

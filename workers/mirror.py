@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from engine import scripts
 from engine.events import EVENTS, HEARTBEATS, PLAIN, order
@@ -26,16 +26,25 @@ log = logging.getLogger(__name__)
 
 BATCH = 1_000
 """Events of one partition appended in one script call: about 2 ms in which the log Redis does nothing else."""
+TOGETHER = 4 * BATCH
+"""Events sent in one round trip."""
+GATHER_S = 0.04
+"""While little comes, events gather so long: a round costs as much for ten events as for a hundred."""
+FEW = 1_000
+"""What counts as little, of one round."""
 READ = 100_000
 """Events read in one go, over all partitions."""
 CLUSTER_POLL_S = 0.1
 """A cluster cannot block on the outboxes of many slots, so they are asked this often."""
 TRIM_EVERY_S = 0.5
+_NO_WAITAOF_S = 3.0
 
 _PLAIN_HEADS = tuple(b'{"type":"%b"' % name.encode() for name in sorted(PLAIN))
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 """Stream id, and its one field: `e`, JSON."""
+Call = tuple[int, bytes, Sequence[Entry]]
+"""Partition, the id before its first entry, and the entries."""
 
 
 class Mirror(Work):
@@ -50,16 +59,30 @@ class Mirror(Work):
         self._positions: dict[int, bytes] = {}
         self._trimmed: dict[int, bytes] = {}
         self._disk = _disk(run, group)
-        self._trim_at = 0.0
-        self._look_at = 0.0
+        self._trim_at = self._look_at = self._read_at = 0.0
+        self._few = False
 
     def step(self, wait_s: float) -> int:
+        if self._few and (left := self._read_at + GATHER_S - time.monotonic()) > 0:
+            stopping.wait(min(left, wait_s))
         self._meet_servers()
-        done = 0
+        self._read_at = time.monotonic()
+        done = found = 0
+        calls: list[Call] = []
+        waiting = 0
         for partition, entries in self._read(wait_s):
+            after = self._positions.get(partition, b"")
             for start in range(0, len(entries), BATCH):
-                done += self._append(partition, entries[start : start + BATCH])
-                self._owner.renew()
+                batch = entries[start : start + BATCH]
+                calls.append((partition, after, batch))
+                after, waiting, found = batch[-1][0], waiting + len(batch), found + len(batch)
+                if waiting >= TOGETHER:
+                    done += self._append(calls)
+                    self._owner.renew()
+                    calls, waiting = [], 0
+        if calls:
+            done += self._append(calls)
+        self._few = found < FEW
         self._disk.reached(self._positions)
         if time.monotonic() >= self._trim_at:
             self._trim_at = time.monotonic() + TRIM_EVERY_S
@@ -84,22 +107,47 @@ class Mirror(Work):
         for key, entries in found.items():
             yield self._outboxes[key], entries
 
-    def _append(self, partition: int, entries: Sequence[Entry]) -> int:
-        keys, after = self._run.keys, self._positions.get(partition, b"")
-        args: list[Any] = [self._owner.token, partition, after]
-        for id_, fields in entries:
-            payload = fields[b"e"]
-            args += (1 if payload.startswith(_PLAIN_HEADS) else 2, id_, payload)
-        names = [keys.log(partition, HEARTBEATS), keys.log(partition, EVENTS), keys.mirrored, self._owner.key]
-        code, *rest = self._script(keys=names, args=args)
+    def _append(self, calls: Sequence[Call]) -> int:
+        """One script call each, all in one round trip; how many events were appended. Where a call fails, those after it
+        of its partition do not begin where the log ends, and are refused: nothing is left out."""
+        keys, sha = self._run.keys, self._script.sha
+        with self._run.log.pipeline(transaction=False) as pipe:
+            for partition, after, entries in calls:
+                args: list[Any] = [self._owner.token, partition, after]
+                for id_, fields in entries:
+                    payload = fields[b"e"]
+                    args += (1 if payload.startswith(_PLAIN_HEADS) else 2, id_, payload)
+                names = [keys.log(partition, HEARTBEATS), keys.log(partition, EVENTS), keys.mirrored, self._owner.key]
+                pipe.execute_command("EVALSHA", sha, len(names), *names, *args)
+            answers = pipe.execute(raise_on_error=False)
+        done = 0
+        failed: Exception | None = None
+        unknown: list[Call] = []
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, NoScriptError):
+                unknown.append(call)
+            elif isinstance(answer, Exception):
+                failed = failed or answer
+            else:
+                done += self._appended(call[0], call[2], *answer)
+        if failed is not None:
+            raise failed
+        if unknown:
+            self._run.log.script_load(self._script.script)
+            done += self._append(unknown)
+        return done
+
+    def _appended(self, partition: int, entries: Sequence[Entry], code: int, mirrored: bytes = b"") -> int:
         if code == -1:
             raise LostOwnership(self._owner.key)
         if code == -2:
-            log.warning("mirrored_elsewhere", extra={"partition": partition, "mirrored": rest[0].decode()})
-            self._positions[partition] = rest[0] or b"0-0"
+            log.warning("mirrored_elsewhere", extra={"partition": partition, "mirrored": mirrored.decode()})
+            self._positions.pop(partition, None)
+            if mirrored:
+                self._positions[partition] = mirrored
             return 0
         self._positions[partition] = entries[-1][0]
-        return int(code)
+        return code
 
     def _trim(self) -> None:
         """Takes from the outboxes what the log has on disk."""
@@ -189,7 +237,10 @@ class _Disk(threading.Thread):
             try:
                 local, _ = connection.execute_command("WAITAOF", 1, 0, 3_000)
             except ResponseError as error:
-                if "appendonly" not in str(error):
+                if "unknown command" in str(error):
+                    # Redis before 7.2: everything is on disk after the second that fsync has, and some.
+                    time.sleep(_NO_WAITAOF_S)
+                elif "appendonly" not in str(error):
                     raise
                 local = 1
         return {int(p): id_ for p, id_ in found.items() if p.isdigit()} if local else None

@@ -12,7 +12,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
@@ -20,26 +20,28 @@ from redis.client import Pipeline
 
 from engine.errors import PulsegateError
 from engine.events import Event, order
+from engine.lag import HANDLED
 from workers.consume import BATCH, COUNT, Commit, handle, latest, live_generation
 from workers.consumer import Consumer, consumers
-from workers.history import history
+from workers.history import history, lake_positions
 from workers.reading import LogReader
 from workers.runtime import Runtime
-from workers.tenure import Ownership
+from workers.tenure import Keeper, LostOwnership, Ownership
 
 SHOWN = 20
 """Differences printed, at most."""
 START = "0-0"
-HOLD_MS = 60_000
-"""A replay that dies in its last step delays the live projection by this much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a replay found. Digests are SHA-256 over the sorted state."""
+    """What a replay found. Digests are SHA-256 over the sorted state. Seconds, and this process's own CPU seconds, are of
+    building the shadow; comparing it took another `compared_s`."""
 
     events: int
     seconds: float
+    cpu_seconds: float
+    compared_s: float
     live: str
     shadow: str
     differences: tuple[str, ...]
@@ -65,7 +67,7 @@ class Replay:
         self._shadow = self._consumer(self._next)
         self._positions: dict[int, str] = {}
         self._events = 0
-        self._began = time.monotonic()
+        self._began, self._cpu_began = time.monotonic(), time.process_time()
         self._said = 0.0
 
     def compare(self) -> Outcome:
@@ -83,56 +85,80 @@ class Replay:
     def _play(self, *, swap: bool) -> Outcome:
         if not self._owner.acquire():
             raise PulsegateError(f"another replay of {self._name} is under way", code="conflict")
-        taken: list[Ownership] = []
-        dropped = self._next
+        taken = [
+            Ownership(self._run.log, self._run.keys, f"consume-{self._name}", group)
+            for group in range(self._run.settings.groups)
+        ]
+        dropped, keeper = self._next, Keeper(self._owner)
         try:
-            self._from_history()
-            self._from_log(None)
-            taken = self._take_over()
-            self._from_log(self._live_positions(), taken)
-            outcome = self._judge()
-            if swap:
-                self._run.log.hset(self._run.keys.generations, self._name, self._next)
-                dropped = self._live
-            return outcome
+            with keeper:
+                self._from_history()
+                self._from_log()
+                for ownership in taken:
+                    ownership.seize()
+                    keeper.keep(ownership)
+                self._from_log()
+                outcome = self._judge()
+                if swap:
+                    self._take_place()
+                    dropped = self._live
+                return outcome
+        except LostOwnership as error:
+            raise PulsegateError(f"{error} was taken over; replay again", code="conflict") from None
         finally:
             for ownership in taken:
                 ownership.release()
             self._drop(dropped)
             self._owner.release()
 
-    # building
+    def _take_place(self) -> None:
+        log, keys = self._run.log, self._run.keys
+        live: Any = log.hgetall(keys.cursor(self._name, self._live))
+        # It goes on counting where the live one was, so that lag stays what it was.
+        counted: Any = {field: live[field] for field in (b"topics", HANDLED.encode()) if field in live}
+        with log.pipeline(transaction=True) as pipe:
+            if counted:
+                pipe.hset(keys.cursor(self._name, self._next), mapping=counted)
+            pipe.hset(keys.generations, self._name, self._next)
+            pipe.execute()
+
+    # building: never beyond the live projection, or there would be nothing to compare
 
     def _from_history(self) -> None:
-        """All that the lake holds, or the part that the log has forgotten."""
-        trimmed: Any = self._run.log.hgetall(self._run.keys.trimmed)
-        if trimmed and not self._run.settings.lake_dir:
+        """What the lake holds, as far as the live projection has come."""
+        settings = self._run.settings
+        if self._run.log.exists(self._run.keys.trimmed) and not settings.lake_dir:
             raise PulsegateError(
                 "the log was trimmed and there is no lake to replay from", code="no_lake", field="PULSEGATE_LAKE_DIR"
             )
-        after = dict.fromkeys(self._partitions, f"{self._since}-0" if self._since else START)
-        self._apply(history(self._run.settings, self._cls.topics, after))
-        self._positions = {p: max(self._positions.get(p, START), after[p], key=order) for p in self._partitions}
+        start = f"{self._since}-0" if self._since else START
+        bound, kept = self._live_positions(), lake_positions(settings)
+        within = (
+            event
+            for event in history(settings, self._cls.topics, dict.fromkeys(self._partitions, start))
+            if order(event.stream_id) <= order(bound.get(event.partition, START))
+        )
+        self._apply(within)
+        for partition in self._partitions:
+            whole = min(kept.get(partition, START), bound.get(partition, START), key=order)
+            self._positions[partition] = max(start, self._positions.get(partition, START), whole, key=order)
 
-    def _from_log(self, until: Mapping[int, str] | None, taken: Sequence[Ownership] = ()) -> None:
-        """The log beyond that, up to the positions `until`; without them, until there is no more."""
+    def _from_log(self) -> None:
+        """The log beyond that, until the shadow stands where the live projection does."""
         reader = LogReader(self._run.log, self._run.keys, self._partitions, self._cls.topics)
         while True:
-            for ownership in taken:
-                ownership.renew()
-            found = reader.look(self._positions, COUNT)
-            if found.behind:
-                raise PulsegateError("the log was trimmed beyond the lake; replay again", code="behind")
-            events = found.events
-            if until is not None:
-                events = [e for e in events if order(e.stream_id) <= order(until.get(e.partition, START))]
-            self._apply(events)
-            self._positions |= found.ends if until is None else {}
-            if not events:
+            bound = self._live_positions()
+            left = {p: self._positions[p] for p, id_ in bound.items() if order(self._positions[p]) < order(id_)}
+            if not left:
                 break
-        if until is not None:
-            self._positions = dict(until)
-            self._commit_batch([], until)
+            found = reader.look(self._positions, COUNT)
+            if left.keys() & found.behind.keys():
+                raise PulsegateError("the log was trimmed beyond what the lake gave; replay again", code="behind")
+            self._apply(e for e in found.events if order(e.stream_id) <= order(bound.get(e.partition, START)))
+            for partition, end in found.ends.items():
+                reached = min(end, bound.get(partition, START), key=order)
+                self._positions[partition] = max(self._positions[partition], reached, key=order)
+        self._commit_batch([], self._positions)
 
     def _apply(self, events: Iterable[Event]) -> None:
         batch: list[Event] = []
@@ -162,20 +188,13 @@ class Replay:
 
     # the last step
 
-    def _take_over(self) -> list[Ownership]:
-        taken = []
-        for group in range(self._run.settings.groups):
-            ownership = Ownership(self._run.log, self._run.keys, f"consume-{self._name}", group)
-            ownership.seize(HOLD_MS)
-            taken.append(ownership)
-        return taken
-
     def _live_positions(self) -> dict[int, str]:
         found: Any = self._run.log.hgetall(self._run.keys.cursor(self._name, self._live))
         return {int(p): id_.decode() for p, id_ in found.items() if p.isdigit()}
 
     def _judge(self) -> Outcome:
         """Both are tidied as of the same moment first: what is past its retention is no difference."""
+        built, cpu = time.monotonic(), time.process_time()
         now = int(time.time() * 1000)
         live = self._consumer(self._live)
         for consumer in (live, self._shadow):
@@ -185,7 +204,10 @@ class Replay:
         said = tuple(
             f"{name}: live {left.get(name, b'-').decode()} replayed {right.get(name, b'-').decode()}" for name in differ
         )
-        return Outcome(self._events, time.monotonic() - self._began, _digest(left), _digest(right), said)
+        return Outcome(
+            self._events, built - self._began, cpu - self._cpu_began, time.monotonic() - built, _digest(left),
+            _digest(right), said,
+        )  # fmt: skip
 
     def _drop(self, generation: int) -> None:
         """Removes a generation's keys. The one place besides `dump` that scans."""
@@ -206,20 +228,29 @@ def _digest(state: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def replay(run: Runtime, names: Sequence[str], *, since_ms: int, swap: bool) -> int:
+def replay(run: Runtime, names: Sequence[str], *, since_ms: int, swap: bool, as_json: bool = False) -> int:
     """The command: 0 if every projection came out equal (or was swapped), 1 with a list of differences."""
     status = 0
     for name in names or sorted(consumers()):
         work = Replay(run, name, since_ms=since_ms)
         outcome = work.swap() if swap else work.compare()
-        verdict = "swapped" if swap else "equal" if outcome.equal else "DIFFERENT"
-        rate = outcome.events / max(outcome.seconds, 0.001)
-        print(f"{name}: {verdict}; {outcome.events:,} events in {outcome.seconds:.1f} s ({rate:,.0f}/s)")
-        print(f"  live     {outcome.live}\n  replayed {outcome.shadow}")
-        for line in outcome.differences[:SHOWN]:
-            print(f"  {line}")
-        if len(outcome.differences) > SHOWN:
-            print(f"  … and {len(outcome.differences) - SHOWN} more")
+        if as_json:
+            print(
+                orjson.dumps({"projection": name, "equal": outcome.equal, "swapped": swap} | asdict(outcome)).decode()
+            )
+        else:
+            _say(name, outcome, "swapped" if swap else "equal" if outcome.equal else "DIFFERENT")
         if not swap and not outcome.equal:
             status = 1
     return status
+
+
+def _say(name: str, outcome: Outcome, verdict: str) -> None:
+    rate = outcome.events / max(outcome.seconds, 0.001)
+    took = f"in {outcome.seconds:.1f} s ({rate:,.0f}/s), compared in {outcome.compared_s:.1f} s"
+    print(f"{name}: {verdict}; {outcome.events:,} events {took}")
+    print(f"  live     {outcome.live}\n  replayed {outcome.shadow}")
+    for line in outcome.differences[:SHOWN]:
+        print(f"  {line}")
+    if len(outcome.differences) > SHOWN:
+        print(f"  … and {len(outcome.differences) - SHOWN} more")

@@ -8,18 +8,24 @@ Where fewer workers run than there are tenures, they take turns: one that sees a
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue, Retry, SimpleWorker
 from rq.registry import ScheduledJobRegistry
 
 from engine.keys import Keys
 from engine.stopping import Stop
+
+log = logging.getLogger(__name__)
 
 FUNCTION = "workers.jobs.tenure"
 OWNER_MS = 5_000
@@ -50,7 +56,7 @@ class Ownership:
         self._client = client
         self.key = keys.owner(job, group)
         self.token = uuid.uuid4().hex
-        self._renewed, self._px = 0.0, OWNER_MS
+        self._renewed = 0.0
         self._renew = client.register_script(_RENEW)
         self._release = client.register_script(_RELEASE)
 
@@ -58,16 +64,16 @@ class Ownership:
         self._renewed = time.monotonic()
         return bool(self._client.set(self.key, self.token, nx=True, px=OWNER_MS))
 
-    def seize(self, hold_ms: int) -> None:
-        """Takes it from whoever has it: that one's next write is refused. It is kept for `hold_ms` without renewal."""
-        self._renewed, self._px = time.monotonic(), hold_ms
-        self._client.set(self.key, self.token, px=hold_ms)
+    def seize(self) -> None:
+        """Takes it from whoever has it: that one's next write is refused."""
+        self._renewed = time.monotonic()
+        self._client.set(self.key, self.token, px=OWNER_MS)
 
     def renew(self) -> None:
         """Keeps it, if it is time. Raises LostOwnership."""
         if time.monotonic() - self._renewed < _RENEW_S:
             return
-        if not self._renew(keys=[self.key], args=[self.token, self._px]):
+        if not self._renew(keys=[self.key], args=[self.token, OWNER_MS]):
             raise LostOwnership(self.key)
         self._renewed = time.monotonic()
 
@@ -77,6 +83,36 @@ class Ownership:
 
 _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class Keeper:
+    """Keeps ownerships from a thread, for as long as something takes that cannot renew them itself."""
+
+    def __init__(self, *owned: Ownership) -> None:
+        self._owned = list(owned)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+
+    def keep(self, ownership: Ownership) -> None:
+        """One more."""
+        self._owned.append(ownership)
+
+    def _keep(self) -> None:
+        try:
+            while not self._over.wait(_RENEW_S):
+                for ownership in list(self._owned):
+                    ownership.renew()
+        except (LostOwnership, RedisError, OSError) as error:
+            # The commit finds out for itself.
+            log.warning("not_kept", extra={"why": str(error)})
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 class Work(ABC):

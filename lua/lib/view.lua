@@ -26,6 +26,8 @@ local function append(kind, r, body, seq, at)
   end
 end
 
+local function stated(text) return text ~= '' and text or nil end
+
 local function release(r)
   for _, rule in ipairs(rules_of(r)) do
     if redis.call('ZREM', lease_key(rule), r.slot) == 1 then redis.call('HINCRBY', base .. 'leases', rule, -1) end
@@ -82,7 +84,8 @@ local function admit(ask, me, verdict)
   for _, go in ipairs(verdict.leaving) do
     end_view(go.r, go.reason, ask.session, go.rule)
     if go.reason ~= 'displaced' then
-      emit(go.reason == 'takeover' and 'takeover' or 'evict', go.r, {by = ask.session, device = ask.device, rule = go.rule})
+      emit(go.reason == 'takeover' and 'takeover' or 'evict', go.r, {by = ask.session, device = ask.device, rule = go.rule,
+        provider = stated(go.r.provider)})
     end
   end
   local slot, admitted = ask.heir and ask.heir.slot, ask.heir and ask.heir.admitted
@@ -159,5 +162,5 @@ local function note_block(ask, me, verdict)
   save(me)
   emit('block', {session = ask.session, status = me.status, ordinal = me.ordinal, started = me.started, device = ask.device,
     content = ask.content, kind = ask.kind, profile = ask.profile}, {reason = verdict.reason, rule = verdict.rule,
-    limit = verdict.limit, by = verdict.by, conflicts = #verdict.conflicts})
+    limit = verdict.limit, by = verdict.by, provider = stated(ask.provider), conflicts = #verdict.conflicts})
 end
