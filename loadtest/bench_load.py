@@ -48,6 +48,17 @@ class Player:
             raise BenchError(f"a heartbeat was answered {answer.status}: {text.decode()[:500]}")
         return text
 
+    def resume(self, token: str, content: str, profile: str = "") -> float | None:
+        """The position to go on from; None if there is none. Raises BenchError for an error."""
+        headers = {"Authorization": f"Bearer {token}"}
+        self._connection.request("GET", f"/v1/resume/{content}?profile={profile}", headers=headers)
+        answer = self._connection.getresponse()
+        text = answer.read()
+        if answer.status not in (200, 404):
+            raise BenchError(f"a resume position was answered {answer.status}: {text.decode()[:500]}")
+        position = json.loads(text)["position"] if answer.status == 200 else None
+        return None if position is None else float(position)
+
     def close(self) -> None:
         self._connection.close()
 

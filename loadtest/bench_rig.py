@@ -5,6 +5,7 @@ and memory readings. Everything is driven from outside: subprocesses, HTTP, the 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import http.client
 import os
@@ -62,6 +63,19 @@ def pin_self(core: int | None) -> None:
         os.sched_setaffinity(0, {core})
 
 
+@contextlib.contextmanager
+def unpinned(place: Place) -> Iterator[Place]:
+    """Within, what is started may use all cores, and so may this process."""
+    before = os.sched_getaffinity(0) if place.mine is not None else set()
+    if before:
+        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))
+    try:
+        yield dataclasses.replace(place, mine=None, others=None)
+    finally:
+        if before:
+            os.sched_setaffinity(0, before)
+
+
 # processes
 
 
@@ -113,6 +127,20 @@ class Process:
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
+
+
+def cpu_below(pid: int) -> float:
+    """User and system CPU seconds so far of a process and all that it has started; 0 where there is no /proc."""
+    total, parents = 0.0, {pid}
+    for path in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda p: int(p.parent.name)):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(path.parent.name) == pid or int(fields[1]) in parents:
+            parents.add(int(path.parent.name))
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,9 @@ async def commands(reader: asyncio.StreamReader) -> AsyncIterator[list[bytes]]:
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers the probe, and any other command with its last argument."""
     async for command in commands(reader):
-        writer.write(b"+PONG\r\n" if command == [b"INFO", b"server"] else b"$%d\r\n%s\r\n" % (len(command[-1]), command[-1]))
+        writer.write(
+            b"+PONG\r\n" if command == [b"INFO", b"server"] else b"$%d\r\n%s\r\n" % (len(command[-1]), command[-1])
+        )
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -37,11 +37,12 @@ class Commit:
     def __init__(self, run: Runtime, consumer: str, generation: int, ownership: Ownership) -> None:
         self._log, self._keys, self._owner = run.log, run.keys, ownership
         self._consumer, self._cursor = consumer, run.keys.cursor(consumer, generation)
-        self._dead_max = run.settings.dead_max
+        self._dead_max, self._lake = run.settings.dead_max, bool(run.settings.lake_dir)
 
     def begin(self, topics: Sequence[str]) -> None:
-        """Notes what the consumer reads, and counts as handled what the log has forgotten before it came."""
-        if self._log.hsetnx(self._cursor, "topics", ",".join(topics)):
+        """Notes what the consumer reads. What the log has forgotten before it came counts as handled, unless it will have it
+        from the lake."""
+        if self._log.hsetnx(self._cursor, "topics", ",".join(topics)) and not self._lake:
             counts: Any = self._log.hmget(self._keys.mirrored, list(topics))
             with self._log.pipeline(transaction=False) as pipe:
                 for partition in range(self._keys.partitions):

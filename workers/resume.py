@@ -6,7 +6,7 @@ its newest `resume_keep` entries; which ones go depends on the events alone, not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from engine.resume import Entry, Rules
 from engine.settings import Settings
 from workers.bulk import get_fields, set_fields
 from workers.consumer import Consumer, DeadLetter
-from workers.scanning import keys_below
+from workers.scanning import hashes_below
 
 Fields = dict[str, dict[str, None]]
 """Account → fields of its hash, in the order of their first event."""
@@ -88,8 +88,8 @@ class Resume(Consumer):
         return shelves
 
     def dump(self) -> Iterator[tuple[str, Any]]:
-        for key, account in keys_below(self.client, resume.key(self.space, "")):
-            for name, stored in _pairs(self.client.hgetall(key)):
+        for account, entries in hashes_below(self.client, resume.key(self.space, "")):
+            for name, stored in entries.items():
                 entry = resume.decode(stored)
                 yield f"{account}\t{name.decode()}", {field: getattr(entry, field) for field in entry.__struct_fields__}
 
@@ -134,7 +134,3 @@ class _Shelf:
 def _resumable(event: Event) -> bool:
     """Live is not, unless its player can start over; that is looked up here, for live is half of all heartbeats."""
     return event.kind != "live" or event.type != "heartbeat" or b"start_over" in bytes(event.data)
-
-
-def _pairs(found: Any) -> Iterable[tuple[bytes, bytes]]:
-    return found.items()  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from engine.settings import Settings
 from engine.views import View
 from workers.bulk import get_fields, set_fields
 from workers.consumer import Consumer, DeadLetter
-from workers.scanning import keys_below
+from workers.scanning import hashes_below
 
 DAY_MS = 86_400_000
 TIDY_BATCH = 1_000
@@ -130,8 +130,7 @@ class Views(Consumer):
         pipe.zrem(self.space.key("open"), member)
 
     def dump(self) -> Iterator[tuple[str, Any]]:
-        for key, account in keys_below(self.client, self.space.key("of", "")):
-            records: Any = self.client.hgetall(key)
+        for account, records in hashes_below(self.client, self.space.key("of", "")):
             for name, stored in records.items():
                 text = name.decode()
                 yield f"{account}\t{text}", views.item(account, text, views.decode(stored))
