@@ -350,7 +350,7 @@ def _admin_paths() -> Schema:
         )},
         "/v1/jobs/{job}": {"get": _operation(
             "job", "The answer of an earlier call that took too long", _ok("Answer", done=openapi_admin.RECEIPT) | later | {
-                404: _error("No such job, or it is a day old", "unknown_job", "job")}, 400, 401, 403, 503,
+                404: _error("No such job, or it is an hour old", "unknown_job", "job")}, 400, 401, 403, 503,
             parameters=openapi_admin.job_path(),
         )},
         "/v1/audit/blocks": {"get": _operation(
