@@ -19,7 +19,20 @@ from typing import Any
 
 from loadtest.bench_events import account_of, heartbeat
 from loadtest.bench_load import Player, token
-from loadtest.bench_rig import DURABLE, ROOT, SECRET, BenchError, Place, Process, Web, api, cpu_below, unpinned, valkey
+from loadtest.bench_rig import (
+    DURABLE,
+    ROOT,
+    SECRET,
+    BenchError,
+    Place,
+    Process,
+    Valkey,
+    Web,
+    api,
+    cpu_below,
+    unpinned,
+    valkey,
+)
 from loadtest.bench_table import Row
 
 PER_S = 2_000
@@ -27,7 +40,8 @@ SAMPLERS = 4
 WARM_UP_S = 12.0
 """A whole interval of the players: all their views have begun by then."""
 GOAL_MS = 500
-_POLL_S = 0.004
+_JOBS = {b"sweep", b"mirror", b"maintain", b"consume-resume", b"consume-views", b"export-lake"}
+_POLL_S = 0.01
 _LOST_S = 30.0
 _FIRST_SAMPLE = 9_000_000
 _POSITION_S = 1000
@@ -39,7 +53,7 @@ def measure(place: Place, *, quick: bool) -> tuple[list[Row], dict[str, object]]
     seconds = 8.0 if quick else 20.0
     rows: list[Row] = []
     raw: dict[str, object] = {}
-    for workers, what in ((2, "2 workers, the default"), (5, "a worker for each job")):
+    for workers, what in ((2, "2 workers taking turns"), (5, "5 workers, the default: one a job")):
         with unpinned(place) as free:
             seen = _deployed(free, workers, seconds)
         rows += _rows(what, seen)
@@ -72,6 +86,7 @@ def _deployed(place: Place, workers: int, seconds: float) -> Seen:
             "PULSEGATE_WORKER_PROCESSES": str(workers),
         }  # fmt: skip
         parts = [stack.enter_context(_part(name, place, env)) for name in ("worker", "scheduler")]
+        _wait_for_owners(log)
         load = stack.enter_context(_load(served.port, WARM_UP_S + seconds))
         time.sleep(WARM_UP_S)
         api_before, before = served.process.cpu_s() or 0.0, sum(cpu_below(part.pid) for part in parts)
@@ -82,6 +97,17 @@ def _deployed(place: Place, workers: int, seconds: float) -> Seen:
     if said["failed"]:
         raise BenchError(f"{said['failed']} of {said['sent']} heartbeats were not allowed: {said['said'][:500]}")
     return Seen(waits, said, api_used / seconds, used / seconds)
+
+
+def _wait_for_owners(log: Valkey) -> None:
+    """Until each job was somebody's: starting workers take more CPU than working ones."""
+    seen: set[bytes] = set()
+    deadline = time.monotonic() + _LOST_S
+    while len(seen) < len(_JOBS):
+        seen |= {job for job in _JOBS if log.client.exists(b"pg:{work}:owner:%b:0" % job)}
+        if time.monotonic() > deadline:
+            raise BenchError(f"nobody works on {_JOBS - seen}")
+        time.sleep(0.02)
 
 
 @contextmanager
