@@ -92,6 +92,10 @@ class Metrics:
             registry=r,
             multiprocess_mode="mostrecent",
         )
+        self.lost = Gauge(
+            "pulsegate_lost_events", "Events pushed out of a full outbox ever: no mirror was at work.", registry=r,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self.thinned_events = PromCounter(
             "pulsegate_thinned_events",
             "Plain heartbeats and evidence not appended: the outbox is too long.",

@@ -152,7 +152,9 @@ class Settings:
     outbox_high: int = _f(
         5_000, "events in an outbox above which plain heartbeats are thinned: no mirror is at work", low=10
     )
-    outbox_max: int = _f(20_000, "events at which lifecycle events push out the oldest", low=10)
+    outbox_max: int = _f(
+        20_000, "events in an outbox at which lifecycle events push out the oldest, which are counted", low=10
+    )
     worker_processes: int = _f(5, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
     export_processes: int = _f(
         1,

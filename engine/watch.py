@@ -1,4 +1,5 @@
-"""What an API process looks at now and then: outboxes above their high-water mark, and leases held, by rule."""
+"""What an API process looks at now and then: outboxes above their high-water mark, what was pushed out of
+full ones, and leases held, by rule."""
 
 from __future__ import annotations
 
@@ -33,10 +34,13 @@ class Backlog:
                     pipe.xlen(self._keys.outbox(partition))
                 for partition in every:
                     pipe.hgetall(self._keys.leases(partition))
+                for partition in every:
+                    pipe.get(self._keys.lost(partition))
                 replies = await pipe.execute()
         except RedisError as error:
             raise Unavailable(f"session Redis: {error}") from None
-        lengths, leases = replies[: len(every)], replies[len(every) :]
+        count = len(every)
+        lengths, leases, lost = replies[:count], replies[count : 2 * count], replies[2 * count :]
         over = (p for p in every if lengths[p] > self._high)
         self._outage.thin = frozenset(self._keys.outbox(p).removesuffix(":outbox") for p in over)
         held: Counter[str] = Counter()
@@ -46,4 +50,5 @@ class Backlog:
         for rule, total in held.items():
             self._metrics.leases.labels(rule).set(total)
         self._metrics.outbox.set(sum(lengths))
+        self._metrics.lost.set(sum(int(found or 0) for found in lost))
         self._metrics.thinned.set(len(self._outage.thin))

@@ -270,6 +270,21 @@ class TestBackPressure:
             assert [e["type"] for e in world.events()[before:]] == ["view_end", "view_start"]
             assert world.metrics.registry.get_sample_value("pulsegate_leases", {"rule": "streams"}) == 1
 
+    def test_what_a_full_outbox_pushes_out_is_counted(self, backend: str, prefix: str) -> None:
+        with World(backend, prefix, outbox_high=10, outbox_max=20) as world:
+            backlog = Backlog(world.client, world.keys, world.settings, world.metrics, world.outage)
+            appended = 0
+            for n in range(150):
+                world.wait(10)
+                world.beat("s1", "d1", f"title-{n % 2}")
+                # Each title ends one view, begins another, and is a heartbeat.
+                appended += 3 if n else 2
+            world.run(backlog.look())
+            lost = world.metrics.registry.get_sample_value("pulsegate_lost_events")
+            assert lost is not None
+            assert lost > 0
+            assert lost + len(world.events()) == appended
+
     def test_an_error_of_a_script_is_an_error(self, backend: str, prefix: str) -> None:
         with World(backend, prefix) as world:
             world.run(world.client.set(world.keys.account("a").sessions, "not a hash"))
