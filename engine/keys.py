@@ -12,7 +12,7 @@ Everything an account owns carries its partition's hash tag, so one script write
 | pg:{p17}:request:<account>:<id>  | string | the answer to a request id                                  | 10 min               |       |
 | pg:{p17}:takeovers:<account>     | string | takeovers lately                                            | 10 min               |       |
 | pg:{p17}:seen:<account>:<day>    | set    | 8-byte digests of the tracking events of that day (UTC)      | at the end of the next day | 11–18 an event; 45 above 127 a day |
-| pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | trimmed by the sweep |       |
+| pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | behind what the log has on disk |       |
 | pg:{p17}:leases                 | hash   | rule → leases held in this partition                        | never, a field a rule |      |
 | pg:{p17}:lost                   | string | events pushed out of a full outbox, ever                    | never                |       |
 | pg:{api}:processes               | zset   | API process → last announcement (ms)                        | when it has vanished |       |

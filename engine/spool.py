@@ -139,8 +139,10 @@ class Spool:
             self._file = None
         if self._lock is not None and self._mine is not None:
             if not self._segments():
-                (self._mine / "lock").unlink()
-                self._mine.rmdir()
+                # Somebody may have cleared the directory away; that is no reason not to stop in order.
+                with contextlib.suppress(FileNotFoundError):
+                    (self._mine / "lock").unlink()
+                    self._mine.rmdir()
             self._lock.close()
             self._lock = None
 
