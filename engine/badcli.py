@@ -102,7 +102,7 @@ def _append(clients: Clients, entry: BadEvent, good: tracking.Good, now: Any) ->
         at=entry.at, view=envelope.get("view", 0), started_at=envelope.get("started_at", 0),
         triples=tracking.triple(kind, event_id, body, known_by=f"bad {entry.id}"),
     )  # fmt: skip
-    common = (now, entry.account, settings.outbox_max, settings.tuning(), 0, 0)
+    common = (now, entry.account, settings.tuning())
     keys, args = told.call(clients.keys.account(entry.account), common, settings.outbox_high)
     try:
         return tracking.fate(clients.call(scripts.load("track"), keys, args)).flags[0]

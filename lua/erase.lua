@@ -1,19 +1,16 @@
 -- erase: forgets an account: its sessions, leases and counters. Running sessions end without an event, which would name it.
--- KEYS[1] sessions   hash: session -> record (lib/record.lua)
+-- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
 -- KEYS[4] takeovers  string: how many lately
 -- KEYS[5] seen       what the names of the sets of events seen begin with; a day follows
 -- ARGV[1] now            ms, or '' for the server's clock
 -- ARGV[2] account
--- ARGV[3] outbox_max     lifecycle events the outbox may hold, about
--- ARGV[4] tuning         see lib/tuning.lua
--- ARGV[5] outage_began   ms, 0 if none lately
--- ARGV[6] outage_ended   ms
+-- ARGV[3] tuning         see lib/tuning.lua
 -- RETURNS {sessions}: how many were known
 
 -- @include clock
-local sessions_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
+local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
 -- @include tuning record account view
 
 load()
@@ -21,9 +18,10 @@ local known = 0
 for _, r in pairs(records) do
   known = known + 1
   redis.call('SREM', due_key(string.format('%d', math.floor(due(r) / TICK))), account)
-  if r.status == 'r' then release(r) end
+  forget(r)
 end
+settle()
 local today = math.floor(now / 86400000)
-redis.call('DEL', sessions_key, KEYS[4])
+redis.call('DEL', KEYS[4])
 for day = today - 1, today do redis.call('DEL', KEYS[5] .. ':' .. string.format('%d', day)) end
 return {known}

@@ -3,7 +3,7 @@
 -- KEYS[1] hash       of the first field
 -- KEYS[2...] hashes  of the others; a hash may stand here several times
 -- ARGV[1] field
--- ARGV[2...] fields  one for each hash
+-- ARGV[2...] fields      one for each hash
 -- RETURNS the values, false for what is not there
 
 local found = {}

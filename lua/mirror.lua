@@ -3,10 +3,10 @@
 -- KEYS[2] events      stream: topic `events`
 -- KEYS[3] mirrored    hash: partition -> last id of the outbox that the log has; topic -> events appended ever
 -- KEYS[4] owner       string: who owns the partition's group
--- ARGV[1] token       of the caller's ownership
+-- ARGV[1] token          of the caller's ownership
 -- ARGV[2] partition
--- ARGV[3] after       the id it took `mirrored` to be; '' for none
--- ARGV[4...] entries  in order: topic 1 or 2, id, JSON
+-- ARGV[3] after          the id it took `mirrored` to be; '' for none
+-- ARGV[4...] entries     in order: topic 1 or 2, id, JSON
 -- RETURNS {appended} or {code, mirrored}: -1 the group is another's by now, -2 `mirrored` is not `after`: nothing appended
 if redis.call('GET', KEYS[4]) ~= ARGV[1] then return {-1, ''} end
 local mirrored = redis.call('HGET', KEYS[3], ARGV[2]) or ''

@@ -3,10 +3,10 @@
 -- known only here.
 -- KEYS[1] generations  hash: projection -> its live generation
 -- ARGV[1] projection
--- ARGV[2] stem         what the key begins with; the generation follows
--- ARGV[3] rest         what the key ends with, '' or from ':' on
+-- ARGV[2] stem           what the key begins with; the generation follows
+-- ARGV[3] rest           what the key ends with, '' or from ':' on
 -- ARGV[4] command
--- ARGV[5...] arguments  of the command, behind the key
+-- ARGV[5...] arguments   of the command, behind the key
 -- RETURNS the command's reply
 
 local generation = redis.call('HGET', KEYS[1], ARGV[1]) or '1'

@@ -1,16 +1,13 @@
 -- sessions: the running sessions of one account. Reads only.
--- KEYS[1] sessions   hash: session -> record (lib/record.lua)
+-- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- ARGV[1] now            ms, or '' for the server's clock
 -- ARGV[2] account
--- ARGV[3] outbox_max     lifecycle events the outbox may hold, about
--- ARGV[4] tuning         see lib/tuning.lua
--- ARGV[5] outage_began   ms, 0 if none lately
--- ARGV[6] outage_ended   ms
+-- ARGV[3] tuning         see lib/tuning.lua
 -- RETURNS JSON, a list of {session, device, …}, longest running first; '[]' if none
 
 -- @include clock
-local sessions_key, deadlines_key, account = KEYS[1], KEYS[2], ARGV[2]
+local leases_key, deadlines_key, account = KEYS[1], KEYS[2], ARGV[2]
 -- @include tuning record account judge reply
 
 load()

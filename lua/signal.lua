@@ -1,55 +1,51 @@
 -- signal: the backend saw the stream: a playback token, a DRM licence, a manifest, a segment. Counts like a
 -- heartbeat where no player speaks, and once where one does. Never evicts.
--- KEYS[1] sessions   hash: session -> record (lib/record.lua)
+-- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
 -- KEYS[4] request    string: the answer to a request id
--- KEYS[5...] leases  zsets, one for each rule in the policy, in its order
 -- ARGV[1] now            ms, or '' for the server's clock
 -- ARGV[2] account
--- ARGV[3] outbox_max     lifecycle events the outbox may hold, about
--- ARGV[4] tuning         see lib/tuning.lua
--- ARGV[5] outage_began   ms, 0 if none lately
--- ARGV[6] outage_ended   ms
--- ARGV[7] link           the session the evidence names (token's sid or jti), or ''
--- ARGV[8] born           the id of the session to start if nothing matches and `link` is taken or ''
--- ARGV[9] ident          device, content ('' if unknown), kind, device type, provider, profile, rules
--- ARGV[10] rank          1 token, 2 licence, 3 manifest, 4 segment: coarser evidence extends nothing once finer was seen
--- ARGV[11] lifetime      ms this evidence keeps a lease alive, from when it happened
--- ARGV[12] at            ms when it happened, or '' for now
--- ARGV[13] policy        mode, require_evidence, then name:unit:limit for each rule; tab-separated
--- ARGV[14] unmatched     count or observe: what evidence that matches no session does
--- ARGV[15] who           the event's JSON from "account" up to its session, which is the one it turns out to be about
--- ARGV[16] body          the event's JSON from "content" on, or '' for none
--- ARGV[17] request_id    '' if none
--- ARGV[18] request_ttl   ms
+-- ARGV[3] tuning         see lib/tuning.lua
+-- ARGV[4] link           the session the evidence names (token's sid or jti), or ''
+-- ARGV[5] born           the id of the session to start if nothing matches and `link` is taken or ''
+-- ARGV[6] ident          device, content ('' if unknown), kind, device type, provider, profile, rules
+-- ARGV[7] rank           1 token, 2 licence, 3 manifest, 4 segment: coarser evidence extends nothing once finer was seen
+-- ARGV[8] lifetime       ms this evidence keeps a lease alive, from when it happened
+-- ARGV[9] at             ms when it happened, or '' for now
+-- ARGV[10] policy        mode, require_evidence, then name:unit:limit for each rule; tab-separated
+-- ARGV[11] unmatched     count or observe: what evidence that matches no session does
+-- ARGV[12] who           the event's JSON from "account" up to its session, which is the one it turns out to be about
+-- ARGV[13] body          the event's JSON from "content" on, or '' for none
+-- ARGV[14] request_id    '' if none
+-- ARGV[15] request_ttl   ms
 -- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; see lib/reply.lua
 
 -- @include clock
-local sessions_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
+local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
 -- @include tuning record account judge view reply match
 
-if ARGV[17] ~= '' then
+if ARGV[14] ~= '' then
   local answered = redis.call('GET', KEYS[4])
   if answered then return cjson.decode(answered) end
 end
 
 local function answer(reply)
   settle()
-  if ARGV[17] ~= '' then redis.call('SET', KEYS[4], cjson.encode(reply), 'PX', ARGV[18]) end
+  if ARGV[14] ~= '' then redis.call('SET', KEYS[4], cjson.encode(reply), 'PX', ARGV[15]) end
   return reply
 end
 
 load()
-local rank, lifetime = tonumber(ARGV[10]), tonumber(ARGV[11])
-local linked = records[ARGV[7]]
-local born = ARGV[7] ~= '' and (not linked or linked.origin == 's') and ARGV[7] or ARGV[8]
-local ask = {session = born, ident = ARGV[9], policy = parse_policy(ARGV[13]), at = at_or_now(ARGV[12]), player = false}
+local rank, lifetime = tonumber(ARGV[7]), tonumber(ARGV[8])
+local linked = records[ARGV[4]]
+local born = ARGV[4] ~= '' and (not linked or linked.origin == 's') and ARGV[4] or ARGV[5]
+local ask = {session = born, ident = ARGV[6], policy = parse_policy(ARGV[10]), at = at_or_now(ARGV[9]), player = false}
 read_ident(ask)
 local me, belongs = match(ask, linked)
 if me then ask.session = me.session end
-if ARGV[16] ~= '' then
-  local body = ARGV[15] .. ',"session":' .. cjson.encode(ask.session) .. ',' .. ARGV[16]
+if ARGV[13] ~= '' then
+  local body = ARGV[12] .. ',"session":' .. cjson.encode(ask.session) .. ',' .. ARGV[13]
   append('evidence', me or ask, body, me and me.seq or -1, ask.at)
 end
 if belongs then return answer({0, 0, me and me.seq or -1, 0, ''}) end
@@ -66,7 +62,7 @@ if me and me.status == 'r' and alive(me) and (ask.content == '' or ask.content =
 end
 local verdict = sticky(me)
 if not verdict then
-  if ask.content == '' or (ARGV[14] == 'observe' and not me) then return answer({0, 0, -1, 0, ''}) end
+  if ask.content == '' or (ARGV[11] == 'observe' and not me) then return answer({0, 0, -1, 0, ''}) end
   local back = false
   if me and me.status == 'e' and LEFT[me.reason] then
     back = me.reason == 'superseded'

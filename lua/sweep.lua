@@ -3,22 +3,19 @@
 -- KEYS[2] outbox     stream of events
 -- ARGV[1] now            ms, or '' for the server's clock
 -- ARGV[2] batch          accounts to look at, at most
--- ARGV[3] outbox_max     events the outbox may hold, about
--- ARGV[4] tuning         see lib/tuning.lua
--- ARGV[5] outage_began   ms, 0 if none lately
--- ARGV[6] outage_ended   ms
+-- ARGV[3] tuning         see lib/tuning.lua
 -- RETURNS {ended, looked}: views ended, accounts looked at; call again while looked = batch
 
 -- @include clock
 local deadlines_key, outbox_key = KEYS[1], KEYS[2]
-local account, sessions_key
+local account, leases_key
 -- @include tuning record account view
 
 local server_now, ended_views = now, 0
 local left = tonumber(ARGV[2])
 
 local function look(name)
-  account, sessions_key, now = name, base .. 'sessions:' .. name, server_now
+  account, leases_key, now = name, base .. 'leases:' .. name, server_now
   load()
   ended_views = ended_views + reap({})
   for _, r in pairs(records) do

@@ -1,33 +1,30 @@
 -- track: appends events that somebody tells of, each once within a day or two. No evidence of life: leases, deadlines
 -- and records stay as they are.
--- KEYS[1] sessions   hash: session -> record (lib/record.lua)
+-- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] outbox     stream of events
 -- KEYS[3] seen       what the names of the sets of events seen begin with; a day follows
 -- ARGV[1] now            ms, or '' for the server's clock
 -- ARGV[2] account
--- ARGV[3] outbox_max     not used: nothing is pushed out
--- ARGV[4] tuning         see lib/tuning.lua
--- ARGV[5] outage_began   ms, 0 if none lately
--- ARGV[6] outage_ended   ms
--- ARGV[7] session        whose view the events belong to, or ''
--- ARGV[8] fill           names of envelope fields to take from the session's record, space-separated
--- ARGV[9] high           events in the outbox above which nothing is appended
--- ARGV[10] at            ms when they arrived, or '' for now
--- ARGV[11] view          ordinal, or '' for the session's running view
--- ARGV[12] started_at    of that view, ms
--- ARGV[13...] events     in threes: type as JSON, 8-byte digest ('' is never a duplicate), JSON from "account" on
+-- ARGV[3] tuning         see lib/tuning.lua
+-- ARGV[4] session        whose view the events belong to, or ''
+-- ARGV[5] fill           names of envelope fields to take from the session's record, space-separated
+-- ARGV[6] high           events in the outbox above which nothing is appended
+-- ARGV[7] at             ms when they arrived, or '' for now
+-- ARGV[8] view           ordinal, or '' for the session's running view
+-- ARGV[9] started_at     of that view, ms
+-- ARGV[10...] events     in threes: type as JSON, 8-byte digest ('' is never a duplicate), JSON from "account" on
 -- RETURNS {full, flags, last, view, started_at, ident}: full 1 if refused for length, with nothing written; flags one digit
 -- an event, 1 appended, 0 duplicate; last the outbox id of the last one appended or ''; of the session: its running view
 -- (0 if none), since when, and the record's ident line
 
 -- @include clock
--- @include tuning record
+-- @include find tuning record
 
 local DAY = 86400000
 local view, started, ident, mine = 0, 0, '', {}
-local text = redis.call('HGET', KEYS[1], ARGV[7])
+local text = find(KEYS[1], ARGV[4], '-1')
 if text then
-  mine = parse(ARGV[7], text)
+  mine = parse(text)
   ident, now = mine.ident, math.max(now, mine.seen, mine.ended)
   if mine.status == 'r' then view, started = mine.ordinal, mine.started end
 end
@@ -36,7 +33,7 @@ end
 local day = math.floor(now / DAY)
 local today = KEYS[3] .. ':' .. string.format('%d', day)
 local digests, seen = {}, {}
-for i = 14, #ARGV, 3 do
+for i = 11, #ARGV, 3 do
   if ARGV[i] ~= '' then digests[#digests + 1] = ARGV[i] end
 end
 if #digests > 0 then
@@ -47,7 +44,7 @@ if #digests > 0 then
   end
 end
 local flags, fresh, new = {}, {}, {}
-for i = 13, #ARGV, 3 do
+for i = 10, #ARGV, 3 do
   local digest = ARGV[i + 1]
   if seen[digest] then
     flags[#flags + 1] = '0'
@@ -57,10 +54,10 @@ for i = 13, #ARGV, 3 do
   end
 end
 
-if #fresh > 0 and redis.call('XLEN', KEYS[2]) > tonumber(ARGV[9]) then return {1, '', '', view, started, ident} end
-local head = ',"at":' .. string.format('%d', tonumber(ARGV[10]) or now) .. ',"view":' .. string.format('%d', tonumber(ARGV[11]) or view) ..
-  ',"started_at":' .. string.format('%d', tonumber(ARGV[12]) or started) .. ','
-for name in string.gmatch(ARGV[8], '%S+') do head = head .. '"' .. name .. '":' .. cjson.encode(mine[name] or '') .. ',' end
+if #fresh > 0 and redis.call('XLEN', KEYS[2]) > tonumber(ARGV[6]) then return {1, '', '', view, started, ident} end
+local head = ',"at":' .. string.format('%d', tonumber(ARGV[7]) or now) .. ',"view":' .. string.format('%d', tonumber(ARGV[8]) or view) ..
+  ',"started_at":' .. string.format('%d', tonumber(ARGV[9]) or started) .. ','
+for name in string.gmatch(ARGV[5], '%S+') do head = head .. '"' .. name .. '":' .. cjson.encode(mine[name] or '') .. ',' end
 local last = ''
 for _, i in ipairs(fresh) do last = redis.call('XADD', KEYS[2], '*', 'e', '{"type":' .. ARGV[i] .. head .. ARGV[i + 2]) end
 if #new > 0 then

@@ -251,14 +251,7 @@ class World:
         async def go() -> int:
             script, ended = scripts.load("sweep"), 0
             for partition in range(PARTITIONS):
-                args = [
-                    self.now,
-                    500,
-                    self.settings.outbox_max,
-                    self.settings.tuning(),
-                    self.outage.began,
-                    self.outage.ended,
-                ]
+                args = [self.now, 500, self.settings.tuning(self.outage.began, self.outage.ended)]
                 reply = await self.executor.run(
                     script, [self.keys.deadlines(partition), self.keys.outbox(partition)], args
                 )
@@ -312,8 +305,19 @@ class World:
         return dict(self.run(read()))
 
     def leases(self, rule: str = "streams", account: str = "a") -> dict[str, int]:
+        """Session → when its lease under the rule expires."""
+
         async def read() -> dict[str, int]:
-            found = await self.client.zrange(self.keys.account(account).lease(rule), 0, -1, withscores=True)
-            return {member.decode(): int(score) for member, score in found}
+            return leases_of(await self.client.zrange(self.keys.account(account).leases, 0, -1, withscores=True), rule)
 
         return dict(self.run(read()))
+
+
+def leases_of(members: list[tuple[bytes, float]], rule: str) -> dict[str, int]:
+    """The same, of an account's set as Redis returns it (lua/lib/record.lua)."""
+    found = {}
+    for text, score in members:
+        session, _, life, ident = text.decode().split("\n")
+        if life.startswith("r") and rule in ident.split("\t")[6].split(","):
+            found[session] = int(score)
+    return found

@@ -72,9 +72,9 @@ class TestLost:
         }
         body = json.dumps(who | {"data": {"reason": "lost", "last_seen_at": START - 1}}, separators=(",", ":"))[1:]
         args: list[Any] = [
-            world.now, "a", s.outbox_max, s.tuning(), 0, 0, session, view, started, 2, s.request_ttl_ms, body,
+            world.now, "a", s.tuning(), session, view, started, 2, s.request_ttl_ms, body,
         ]  # fmt: skip
-        keys = [k.sessions, k.deadlines, k.outbox, k.request(f"lost:{session}:{view}")]
+        keys = [k.leases, k.deadlines, k.outbox, k.request(f"lost:{session}:{view}")]
         return bool(world.run(world.executor.run(scripts.load("lost"), keys, args))[0])
 
     def test_a_forgotten_view_ends_once(self, world: World) -> None:
@@ -126,5 +126,5 @@ class TestLost:
     def test_one_that_went_on_meanwhile_may_be_lost_later(self, world: World) -> None:
         world.beat()
         assert not self.lose(world)
-        world.run(world.client.delete(world.keys.account("a").sessions))
+        world.run(world.client.delete(world.keys.account("a").leases))
         assert self.lose(world)

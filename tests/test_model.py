@@ -19,7 +19,7 @@ from engine.embedded import Server
 from engine.errors import NotFound
 from engine.partitions import partition_of
 from tests import model
-from tests.harness import PARTITIONS, START, World
+from tests.harness import PARTITIONS, START, World, leases_of
 
 ACCOUNTS = (
     "a",
@@ -261,9 +261,9 @@ class Engine(RuleBasedStateMachine):
             known.now = self.world.now
             expected, known.events = sorted(known.events), []
             assert sorted(new[account]) == expected, f"events: engine {sorted(new[account])}, model {expected}"
-            _, streams, live, *_ = self._dump(account)
-            self._leases(known, "streams", streams)
-            self._leases(known, "live", live)
+            members, *_ = self._dump(account)
+            self._leases(known, "streams", leases_of(members, "streams"))
+            self._leases(known, "live", leases_of(members, "live"))
             self._deadline(known, self.world.deadlines(account).get(account))
             self._views(account, known, new[account])
         for account in self.touched:
@@ -274,12 +274,11 @@ class Engine(RuleBasedStateMachine):
             )
         self.touched.clear()
 
-    def _leases(self, known: model.Account, name: str, held: list[tuple[bytes, float]]) -> None:
+    def _leases(self, known: model.Account, name: str, held: dict[str, int]) -> None:
         """Every session with a view holds exactly its rules, nobody else holds any, and no rule is overdrawn."""
-        expires = sorted(int(at) for _, at in held)
-        held_by = [s for s in known.sessions.values() if s.phase is model.Phase.RUNNING and name in s.rules]
-        assert expires == sorted(s.expires for s in held_by)
-        live = sum(at > self.world.now for at in expires)
+        running = {id: s for id, s in known.sessions.items() if s.phase is model.Phase.RUNNING and name in s.rules}
+        assert held == {id: s.expires for id, s in running.items()}
+        live = sum(at > self.world.now for at in held.values())
         limit = next((r.limit for r in self.terms.rules if r.name == name), live)
         assert live <= limit or self.plan_changed, f"{live} leases under {name}, limit {limit}"
 
@@ -405,9 +404,7 @@ class Engine(RuleBasedStateMachine):
 
         async def read() -> Any:
             pipe = client.pipeline(transaction=False)
-            pipe.hgetall(keys.sessions)
-            pipe.zrange(keys.lease("streams"), 0, -1, withscores=True)
-            pipe.zrange(keys.lease("live"), 0, -1, withscores=True)
+            pipe.zrange(keys.leases, 0, -1, withscores=True)
             pipe.get(keys.takeovers)
             pipe.xlen(keys.outbox)
             return await pipe.execute()

@@ -637,7 +637,7 @@ class TestFastPath:
 
     def reads(self, world: World) -> int:
         stats = world.run(world.client.info("commandstats"))
-        return int(stats["cmdstat_hgetall"]["calls"])
+        return int(stats["cmdstat_zrange"]["calls"])
 
 
 class TestOrder:
@@ -709,7 +709,7 @@ class TestOrder:
         assert world.running() == set()
         assert [e["type"] for e in world.events()] == ["heartbeat"]
         world.beat("s2", "d2", at=world.now - 10_000, limit=1)
-        assert world.leases() == {"1": world.now + 20_000}
+        assert world.leases() == {"s2": world.now + 20_000}
 
 
 class TestEvidence:
@@ -944,13 +944,13 @@ class TestBookkeeping:
         for n in range(100):
             world.wait(0.1)
             world.beat(f"s{n}", "d1", f"c{n}", limit=1)
-        size = world.run(world.client.hlen(world.keys.account("a").sessions))
+        size = world.run(world.client.zcard(world.keys.account("a").leases))
         assert size <= 65
         world.wait(31)
         world.sweep()
         world.wait(30 * 60 + 1)
         world.sweep()
-        assert world.run(world.client.exists(world.keys.account("a").sessions)) == 0
+        assert world.run(world.client.exists(world.keys.account("a").leases)) == 0
         assert world.deadlines() == {}
 
     def test_a_deadline_is_never_later_than_needed(self, world: World) -> None:
@@ -965,9 +965,9 @@ class TestBookkeeping:
         world.beat("s1", "d1", "news", kind="live", plan="live_one")
         world.beat("s2", "d2", plan="live_one")
         base = world.keys.account("a").base
-        assert world.run(world.client.hgetall(f"{base}:leases")) == {b"streams": b"2", b"live": b"1"}
+        assert world.run(world.client.hgetall(f"{base}:held")) == {b"streams": b"2", b"live": b"1"}
         world.stop("s1")
-        assert world.run(world.client.hgetall(f"{base}:leases")) == {b"streams": b"1", b"live": b"0"}
+        assert world.run(world.client.hgetall(f"{base}:held")) == {b"streams": b"1", b"live": b"0"}
 
     def test_player_events_are_kept_byte_for_byte(self, world: World) -> None:
         world.beat(events=[{"type": "seek", "odd": {"n": 1.50}}])

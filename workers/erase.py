@@ -86,8 +86,8 @@ def _taken_over(run: Runtime, group: int) -> Iterator[None]:
 
 def _session(run: Runtime, account: str, partition: int) -> int:
     keys, settings = run.keys.account(account), run.settings
-    args: list[Arg] = ["", account, settings.outbox_max, settings.tuning(), 0, 0]
-    names = [keys.sessions, keys.deadlines, keys.outbox, keys.takeovers, keys.seen]
+    args: list[Arg] = ["", account, settings.tuning()]
+    names = [keys.leases, keys.deadlines, keys.outbox, keys.takeovers, keys.seen]
     (known,) = run.call(scripts.load("erase"), names, args)
     return int(known)
 

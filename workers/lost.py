@@ -65,15 +65,14 @@ class Lost:
 
     def _known(self, view: dict[str, Any]) -> bool:
         """Whether the session Redis has this very view: it goes on, or its end is in the outbox."""
-        text: Any = self._run.session.hget(self._run.keys.account(view["account"]).sessions, view["session"])
-        if text is None:
-            return False
-        life = text.decode().split("\n")[1]
-        if life[0] not in _RUNS:
-            return False
-        # A number may come back after its record was forgotten, but not with the same beginning.
-        _, ordinal, _, _, started, *_ = life[1:].split("\t")
-        return (ordinal, started) == (str(view["view"]), str(view["started_at"]))
+        texts: Any = self._run.session.zrange(self._run.keys.account(view["account"]).leases, 0, -1)
+        for text in texts:
+            session, _, life, _ = text.decode().split("\n")
+            if session == view["session"] and life[0] in _RUNS:
+                # A number may come back after its record was forgotten, but not with the same beginning.
+                ordinal, _, _, started, *_ = life[1:].split("\t")
+                return (ordinal, started) == (str(view["view"]), str(view["started_at"]))
+        return False
 
     def _last_id(self, partition: int) -> str:
         """The outbox's last id; one that is gone altogether holds nothing that could still come."""
@@ -93,9 +92,9 @@ class Lost:
         body = orjson.dumps(who)[1:-1] + b',"data":' + orjson.dumps(data) + b"}"
         keys = run.keys.account(account)
         args = [
-            "", account, settings.outbox_max, settings.tuning(), 0, 0, view["session"], view["view"], view["started_at"],
+            "", account, settings.tuning(), view["session"], view["view"], view["started_at"],
             view["revision"], REQUEST_MS, body,
         ]  # fmt: skip
         request = keys.request(f"lost:{view['session']}:{view['started_at']}:{view['revision']}")
-        (appended,) = run.call(scripts.load("lost"), [keys.sessions, keys.deadlines, keys.outbox, request], args)
+        (appended,) = run.call(scripts.load("lost"), [keys.leases, keys.deadlines, keys.outbox, request], args)
         return int(appended)

@@ -55,7 +55,7 @@ def sweep_once(run: Runtime, group: int, now: Any = "") -> int:
     script = scripts.load("sweep")
     for partition in run.partitions(group):
         while True:
-            args = [now, BATCH, settings.outbox_max, settings.tuning(), began, ended]
+            args = [now, BATCH, settings.tuning(began, ended)]
             views, looked = run.call(script, [keys.deadlines(partition), keys.outbox(partition)], args)
             total += views
             if looked < BATCH:

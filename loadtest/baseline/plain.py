@@ -70,11 +70,13 @@ async def heartbeat(request: Request) -> Response:
         "v": 1,
     }
     event = orjson.dumps(common)[1:-1] + b',"data":' + body + b"}"
-    code, expires, last_seq, duplicate, _ = await client.evalsha(
+    reply = await client.evalsha(
         SHA, len(KEYS), *(key.format_map(place) for key in KEYS),
-        "", account, *ARGV[2:6], beat.session, f"{beat.device}\t{beat.content}\t{beat.kind}\t\t\t\tstreams", beat.seq,
-        STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), 10_000, 30_000, beat.rate, ARGV[14], "", event,
+        "", account, ARGV[2], beat.session, f"{beat.device}\t{beat.content}\t{beat.kind}\t\t\t\tstreams", beat.seq,
+        STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), 10_000, 30_000, "" if beat.rate == 1 else beat.rate,
+        ARGV[11], "", event, "",
     )  # fmt: skip
+    code, expires, last_seq, duplicate, _ = [0, reply, beat.seq, 0, b""] if isinstance(reply, int) else reply
     answer = {
         "decision": "allow" if code == 0 else "block", "session": beat.session, "reason": None, "rule": None, "limit": None,
         "by": None, "lease_expires_at": expires, "next_heartbeat_ms": 10_000, "retry_at": None, "conflicts": [],

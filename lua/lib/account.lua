@@ -1,8 +1,10 @@
--- account: all records of one account, who holds which slot, and what is written back at the end.
--- Expects the locals account, sessions_key and deadlines_key. Keys that are known only after reading (another
--- rule's lease, an account found by the sweep) are built here, under the same hash tag.
+-- account: all records of one account, who holds which rule, and what is written back at the end. A running record is a
+-- lease under every rule it names, and its score is when that lease expires; whatever holds none stands below 0, by when
+-- it is forgotten.
+-- Expects the locals account, leases_key and deadlines_key. Keys that are known only after reading (a tick's set, an
+-- account found by the sweep) are built here, under the same hash tag.
 local base = string.sub(deadlines_key, 1, -10)
-local records, by_slot, dirty = {}, {}, {}
+local records, texts, dirty, held = {}, {}, {}, {}
 
 -- Accounts due within the same quarter of a second share a set: a third of what a place in a sorted set costs. An
 -- account may stand in several; the sweep that finds it alive puts it into the one of its next deadline.
@@ -10,27 +12,33 @@ local TICK = 250
 
 local function due_key(tick) return base .. 'due:' .. tick end
 
-local function lease_key(rule) return base .. 'lease:' .. account .. ':' .. rule end
-
-local function load()
-  records, by_slot, dirty = {}, {}, {}
-  local flat = redis.call('HGETALL', sessions_key)
-  for i = 1, #flat, 2 do
-    local r = parse(flat[i], flat[i + 1])
-    records[r.session] = r
-    if r.status == 'r' then by_slot[r.slot] = r end
-    now = math.max(now, r.seen, r.ended)
-  end
-end
-
--- Evidence counts from when it happened, never from the future.
-local function at_or_now(text) return math.min(tonumber(text) or now, now) end
-
 local function rules_of(r)
   local names = {}
   for name in string.gmatch(r.rules, '[^,]+') do names[#names + 1] = name end
   return names
 end
+
+-- `held` (rule -> leases more or fewer than when the account was read) is what the partition's counts move by.
+local function count_leases(step)
+  for _, r in pairs(records) do
+    if r.status == 'r' then
+      for _, rule in ipairs(rules_of(r)) do held[rule] = (held[rule] or 0) + step end
+    end
+  end
+end
+
+local function load()
+  records, texts, dirty, held = {}, {}, {}, {}
+  for _, text in ipairs(redis.call('ZRANGE', leases_key, 0, -1)) do
+    local r = parse(text)
+    records[r.session], texts[r.session] = r, text
+    now = math.max(now, r.seen, r.ended)
+  end
+  count_leases(-1)
+end
+
+-- Evidence counts from when it happened, never from the future.
+local function at_or_now(text) return math.min(tonumber(text) or now, now) end
 
 local function holds(r, rule) return string.find(',' .. r.rules .. ',', ',' .. rule .. ',', 1, true) ~= nil end
 
@@ -57,28 +65,21 @@ local function unproven(r, require_evidence)
   return r.paused == 0 and now >= r.proven
 end
 
--- Who holds the rule now, without those in `gone` (session -> true).
+-- Who holds the rule now, without those in `gone` (session -> true); who expires first comes first.
 local function holders_of(rule, gone)
-  local from = ended > 0 and math.min(now, began) or now
   local found = {}
-  for _, slot in ipairs(redis.call('ZRANGEBYSCORE', lease_key(rule), '(' .. string.format('%d', from), '+inf')) do
-    local r = by_slot[tonumber(slot)]
-    if r and not gone[r.session] and alive(r) then found[#found + 1] = r end
+  for _, r in pairs(records) do
+    if r.status == 'r' and holds(r, rule) and not gone[r.session] and alive(r) then found[#found + 1] = r end
   end
+  table.sort(found, function(a, b) return a.expires < b.expires or (a.expires == b.expires and a.session < b.session) end)
   return found
-end
-
-local function free_slot()
-  local slot = 1
-  while by_slot[slot] do slot = slot + 1 end
-  return slot
 end
 
 local function save(r) dirty[r.session] = r end
 
 local function forget(r)
-  records[r.session], dirty[r.session] = nil, nil
-  redis.call('HDEL', sessions_key, r.session)
+  if texts[r.session] then redis.call('ZREM', leases_key, texts[r.session]) end
+  records[r.session], texts[r.session], dirty[r.session] = nil, nil, nil
 end
 
 -- When the sweep must look at this record.
@@ -100,7 +101,15 @@ local function settle()
   end
   table.sort(finished, function(a, b) return due(a) > due(b) or (due(a) == due(b) and a.session < b.session) end)
   for i = tune.most + 1, #finished do forget(finished[i]) end
-  for session, r in pairs(dirty) do redis.call('HSET', sessions_key, session, format_record(r)) end
+  for session, r in pairs(dirty) do
+    local text = format_record(r)
+    redis.call('ZADD', leases_key, string.format('%d', r.status == 'r' and r.expires or -due(r)), text)
+    if texts[session] and texts[session] ~= text then redis.call('ZREM', leases_key, texts[session]) end
+  end
+  count_leases(1)
+  for rule, more in pairs(held) do
+    if more ~= 0 then redis.call('HINCRBY', base .. 'held', rule, more) end
+  end
   for _, r in pairs(records) do soonest = math.min(soonest or due(r), due(r)) end
   if soonest then
     local tick = string.format('%d', math.floor(soonest / TICK))

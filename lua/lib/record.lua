@@ -1,13 +1,13 @@
--- record: the text of one session, three lines of tab-separated fields. Empty means 0, absent, or the usual: furthest as
--- position, admitted as started, interval as set. `seen` is written as ms since `started`.
+-- record: the text of one session: its name, then three lines of tab-separated fields. Empty means 0, absent, or the usual:
+-- furthest as position, admitted as started, interval as set. `seen` is written as ms since `started`.
 --   beat   changes with every heartbeat: what the fast path rewrites
 --   life   status letter (r running, t tentative, e ended, b blocked) and what changes with the view's life
 --   ident  who and what: sent whole by the caller, compared whole; `duration` (s) only where the player states one
 -- The last two of a beat are seldom there, and then left out with their tabs: completed (1: the view has been, whatever
 -- comes), still (ms, since when the position has not moved; empty while it moves, is paused, or is not known).
 local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl', 'interval', 'completed', 'still'}
--- The fast path reads the first five of these; what is seldom there comes last, where it costs nothing.
-local LIFE = {'slot', 'ordinal', 'rank', 'blocked', 'started', 'origin', 'beaten', 'admitted', 'revision', 'run', 'proven',
+-- The fast path reads the first four of these; what is seldom there comes last, where it costs nothing.
+local LIFE = {'ordinal', 'rank', 'blocked', 'started', 'origin', 'beaten', 'admitted', 'revision', 'run', 'proven',
   'paused', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'left', 'left_at', 'signal_at', 'signal_rank'}
 local IDENT = {'device', 'content', 'kind', 'device_type', 'provider', 'profile', 'rules', 'duration'}
 local TEXT = {state = true, origin = true, reason = true, by = true, rule = true, blocked = true, left = true}
@@ -32,8 +32,8 @@ local function read_ident(r)
   end
 end
 
-local function parse(session, text)
-  local beat, status, life, id = string.match(text, '^([^\n]*)\n(.)([^\n]*)\n(.*)$')
+local function parse(text)
+  local session, beat, status, life, id = string.match(text, '^([^\n]*)\n([^\n]*)\n(.)([^\n]*)\n(.*)$')
   local r = {session = session, status = status, ident = id}
   read_fields(r, BEAT, beat)
   read_fields(r, LIFE, life)
@@ -63,10 +63,10 @@ local function format_record(r)
   if r.interval == tune.interval then beat[8] = '' end
   if r.position then beat[4] = string.format('%d', r.position) end
   if r.furthest == r.position then beat[5] = '' end
-  if r.admitted == r.started then life[8] = '' end
+  if r.admitted == r.started then life[7] = '' end
   local seldom = string.gsub('\t' .. beat[9] .. '\t' .. beat[10], '\t+$', '')
   local text = string.gsub(table.concat(life, '\t'), '\t+$', '')
-  return table.concat(beat, '\t', 1, 8) .. seldom .. '\n' .. r.status .. text .. '\n' .. r.ident
+  return r.session .. '\n' .. table.concat(beat, '\t', 1, 8) .. seldom .. '\n' .. r.status .. text .. '\n' .. r.ident
 end
 
 -- A new record: nothing seen, nothing held.

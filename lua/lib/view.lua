@@ -13,8 +13,8 @@ local function put(kind, r, rest, at)
     string.format('%d', at or now) .. ',"view":' .. string.format('%d', view) .. ',"started_at":' ..
     string.format('%d', view > 0 and r.started or 0) .. ',' .. rest)
   -- The log has been away for long: the oldest make room, and are counted (some of them may be in the log already).
-  if redis.call('XLEN', outbox_key) > tonumber(outbox_max) then
-    local gone = redis.call('XTRIM', outbox_key, 'MAXLEN', '~', outbox_max)
+  if redis.call('XLEN', outbox_key) > tune.outbox_max then
+    local gone = redis.call('XTRIM', outbox_key, 'MAXLEN', '~', tune.outbox_max)
     if gone > 0 then redis.call('INCRBY', base .. 'lost', gone) end
   end
 end
@@ -33,21 +33,9 @@ end
 
 local function stated(text) return text ~= '' and text or nil end
 
-local function release(r)
-  for _, rule in ipairs(rules_of(r)) do
-    if redis.call('ZREM', lease_key(rule), r.slot) == 1 then redis.call('HINCRBY', base .. 'leases', rule, -1) end
-  end
-  by_slot[r.slot] = nil
-end
-
--- Writes the lease under every rule the record names.
+-- The lease lasts as long as the latest evidence says.
 local function hold(r)
   r.expires = r.seen + r.ttl
-  by_slot[r.slot] = r
-  for _, rule in ipairs(rules_of(r)) do
-    local added = redis.call('ZADD', lease_key(rule), string.format('%d', r.expires), string.format('%d', r.slot))
-    if added == 1 then redis.call('HINCRBY', base .. 'leases', rule, 1) end
-  end
   save(r)
 end
 
@@ -59,8 +47,7 @@ end
 
 local function end_view(r, reason, by, rule)
   view_end(r, reason, by, rule)
-  release(r)
-  r.status, r.ended, r.reason, r.by, r.rule, r.slot, r.blocked = 'e', now, reason, by or '', rule or '', 0, ''
+  r.status, r.ended, r.reason, r.by, r.rule, r.blocked = 'e', now, reason, by or '', rule or '', ''
   save(r)
 end
 
@@ -93,7 +80,7 @@ local function admit(ask, me, verdict)
         provider = stated(go.r.provider)})
     end
   end
-  local slot, admitted = ask.heir and ask.heir.slot, ask.heir and ask.heir.admitted
+  local admitted = ask.heir and ask.heir.admitted
   local adopted = ask.adopted and ask.adopted.status == 'r' and ask.adopted or nil
   if ask.earlier then end_view(ask.earlier, 'superseded', ask.session) end
   if adopted and me and me.status == 'r' and me.content == ask.content then
@@ -101,7 +88,6 @@ local function admit(ask, me, verdict)
     end_view(adopted, 'superseded', ask.session)
     adopted = nil
   end
-  if adopted then release(adopted) end
   if ask.adopted then forget(ask.adopted) end
 
   local new = not me or me.status == 'b' or me.status == 't'
@@ -113,12 +99,9 @@ local function admit(ask, me, verdict)
     me.ordinal = ordinal
   end
   local known = me.content
-  if me.status == 'r' and me.slot > 0 then
-    release(me)
-    if known ~= ask.content then
-      view_end(me, 'content_changed')
-      me.left, me.left_at = known, now
-    end
+  if me.status == 'r' and not new and known ~= ask.content then
+    view_end(me, 'content_changed')
+    me.left, me.left_at = known, now
   end
   me.ident = ask.ident
   read_ident(me)
@@ -138,11 +121,10 @@ local function admit(ask, me, verdict)
   if me.status ~= 'r' or new then me.paused, me.state = 0, 's' end
   me.status, me.reason, me.by, me.rule, me.blocked, me.ended = 'r', '', '', '', '', 0
   me.origin = (ask.player or me.origin == 'p') and 'p' or 's'
-  me.slot = slot or free_slot()
   me.admitted = admitted or now
   me.proven = ask.proven
   if ask.debt > 0 then me.debt, me.debt_at = ask.debt, now end
-  records[me.session], by_slot[me.slot] = me, me
+  records[me.session] = me
   return me
 end
 
