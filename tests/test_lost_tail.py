@@ -113,7 +113,7 @@ class TestLost:
         world.beat("s1", "d1", seq=40)  # forgotten: it goes on from a number of its own
         assert self.lose(world)
         assert world.running() == {"s1"}
-        assert world.leases() == {"1": START + 30_000}
+        assert world.leases() == {"s1": START + 30_000}
 
     def test_one_whose_number_came_back_is_another(self, world: World) -> None:
         world.beat()  # forgotten, and from seq 0 again
