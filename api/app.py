@@ -42,7 +42,8 @@ from engine.projected import answered
 from engine.revocations import Revocations
 from engine.router import Router, connect
 from engine.settings import Settings
-from engine.spool import Spool
+from engine.spill import Spill
+from engine.spool import Entry, Spool
 from engine.tokens import Claims, Tokens
 from engine.tracking import sift
 from engine.watch import Backlog
@@ -136,9 +137,13 @@ class App:
         tokens = Tokens(settings)
         await tokens.refresh_keys()
         plans = PlanFile(Path(settings.plans_file), lambda why: log.error("plans_broken", extra={"why": why}))
-        spool = Spool(settings.spool_dir, settings.spool_max_bytes, metrics)
+        root = Path(settings.spool_dir) if settings.spool_dir else None
+        spool = Spool(root and root / "heartbeats", settings.spool_max_bytes, metrics.spooled)
+        spilled = Spool(root and root / "events", settings.spool_max_bytes, metrics.spilled)
         spool.open()
+        spilled.open()
         decisions = Decisions(router, keys, settings, plans, metrics, outage, spool)
+        spill = Spill(client, router, keys, spilled, decisions.restore)
         revocations = Revocations(client, keys, tokens)
         announcer = Announcer(router, keys, settings, outage)
         await announcer.announce()
@@ -166,7 +171,7 @@ class App:
 
         async def replay() -> None:
             if spool.waiting and router.ready:
-                await spool.drain(lambda claims, body, at: _reapply(decisions, claims, body, at))
+                await spool.drain(lambda entry: _reapply(decisions, entry))
 
         def flush() -> None:
             metrics.redis_up.set(1 if router.ready else 0)
@@ -176,20 +181,25 @@ class App:
             metrics.flush()
 
         backlog = Backlog(client, keys, settings, metrics, outage)
-        fast = asyncio.create_task(every(1.0, announcer.announce, flush, replay))
+        fast = asyncio.create_task(every(1.0, announcer.announce, flush))
+        # Apart from the announcements, which must not wait for a long spool: a process that is silent has vanished.
+        back = asyncio.create_task(every(1.0, replay, spill.give_back))
+
+        async def take() -> None:
+            await spill.take(backlog.spilling)
 
         async def flow() -> None:
             if log_client is not None:
                 metrics.flows(await answered(lag.look(log_client, keys, settings.groups)))
 
-        slow = asyncio.create_task(every(_SLOW_EVERY_S, backlog.look, flow))
+        slow = asyncio.create_task(every(_SLOW_EVERY_S, backlog.look, take, flow))
         upkeep = asyncio.create_task(every(1.0, plans.refresh, revocations.refresh, tokens.refresh_keys))
         _settle_garbage()
         log.info("serving", extra={"pid": os.getpid(), "cluster": type(client).__name__ == "RedisCluster"})
         try:
             yield
         finally:
-            for task in (fast, slow, upkeep):
+            for task in (fast, back, slow, upkeep):
                 await cancel(task)
             await _sign_off(announcer)
             await bad.close()
@@ -198,6 +208,7 @@ class App:
             if log_client is not None and log_client is not client:
                 await log_client.aclose()
             spool.close()
+            spilled.close()
             metrics.leave()
 
 
@@ -223,7 +234,8 @@ async def _sign_off(announcer: Announcer) -> None:
         log.warning("sign_off", extra={"why": error.message})
 
 
-async def _reapply(decisions: Decisions, claims: Claims, body: bytes, at: int) -> bool:
+async def _reapply(decisions: Decisions, entry: Entry) -> bool:
+    claims, body, at = Claims(**entry["claims"]), entry["body"].encode(), entry["at"]
     beat = decode_heartbeat(body)
     # Those of its events that are bad were kept apart when it came.
     events, _ = sift(decode_events(beat.events)) if beat.events else ([], [])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import orjson
@@ -27,6 +27,9 @@ from engine.tokens import Claims
 from engine.wire import RANKS, STATE_NAMES, STATES, Heartbeat, Signal, Stop, Takeover
 
 Decision = dict[str, Any]
+
+SPOOLED = ("account", "plan", "max_streams", "device", "device_type", "provider", "kind")
+"""What is kept of the token with a spooled heartbeat."""
 
 ALLOW, BLOCK, UNKNOWN_TARGET = range(3)
 """Reply codes, shared with lua/lib/reply.lua."""
@@ -104,7 +107,8 @@ class Decisions:
             reply = await self._run(self._heartbeat, (k.leases, k.deadlines, k.outbox), args)
         except Unavailable:
             if at == "":
-                self._spool.put(claims, body)
+                known = {name: getattr(claims, name) for name in SPOOLED}
+                self._spool.put({"at": int(time() * 1000), "claims": known, "body": body.decode()})
             return self._degraded(beat.session, claims, interval)
         return self._decision(beat.session, claims, reply, interval, beat.seq)
 
@@ -214,6 +218,17 @@ class Decisions:
         reply = await self._run(self._track, keys, args)
         self._metrics.overloaded.inc(reply[0])
         return tracking.fate(reply)
+
+    async def restore(self, event: str) -> bool:
+        """Appends an event that once found its outbox full, as it is; False while there is no room. Raises Unavailable."""
+        told = tracking.Told(triples=tracking.whole(event.encode()))
+        account = str(orjson.loads(event)["account"])
+        keys, args = told.call(self._keys.account(account), self._common(account), self._settings.outbox_high)
+        try:
+            tracking.fate(await self._run(self._track, keys, args))
+        except Overloaded:
+            return False
+        return True
 
     # the parts
 

@@ -13,7 +13,8 @@ Everything an account owns carries its partition's hash tag, so one script write
 | pg:{p17}:seen:<account>:<day>    | set    | 8-byte digests of the tracking events of that day (UTC)      | at the end of the next day | 11–18 an event; 45 above 127 a day |
 | pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | behind what the log has on disk |       |
 | pg:{p17}:held                    | hash   | rule → leases held in this partition                        | never, a field a rule |      |
-| pg:{p17}:lost                   | string | events pushed out of a full outbox, ever                    | never                |       |
+| pg:{p17}:spill                   | list   | events that found the outbox full, until an API process has them on its disk | by that, in seconds; the newest `outbox_max` are kept | 400 an event |
+| pg:{p17}:lost                    | string | events pushed out of a full spill, ever                     | never                |       |
 | pg:{api}:processes               | zset   | API process → last announcement (ms)                        | when it has vanished |       |
 | pg:{api}:outage                  | hash   | began, ended, last (ms)                                     | never, three fields  |       |
 | pg:{api}:revoked                 | zset   | revoked token id (`jti`) → when it may be forgotten (s)     | trimmed on write     |       |
@@ -104,6 +105,9 @@ class Keys:
 
     def outbox(self, partition: int) -> str:
         return f"{self._bases[partition]}:outbox"
+
+    def spill(self, partition: int) -> str:
+        return f"{self._bases[partition]}:spill"
 
     def lost(self, partition: int) -> str:
         return f"{self._bases[partition]}:lost"

@@ -65,6 +65,12 @@ class Metrics:
         self.spooled = PromCounter(
             "pulsegate_spooled_heartbeats", "Heartbeats kept while Redis was away, by fate.", ["fate"], registry=r
         )
+        self.spilled = PromCounter(
+            "pulsegate_spilled_events",
+            "Events kept on disk while their outbox was full, by fate.",
+            ["fate"],
+            registry=r,
+        )
         self.tracking_received = PromCounter(
             "pulsegate_tracking_received",
             "Tracking events whose fate was answered: accepted + duplicate + rejected.",
@@ -93,7 +99,7 @@ class Metrics:
             multiprocess_mode="mostrecent",
         )
         self.lost = Gauge(
-            "pulsegate_lost_events", "Events pushed out of a full outbox ever: no mirror was at work.", registry=r,
+            "pulsegate_lost_events", "Events lost ever: outbox and spill were full.", registry=r,
             multiprocess_mode="mostrecent",
         )  # fmt: skip
         self.thinned_events = PromCounter(

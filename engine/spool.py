@@ -1,8 +1,9 @@
-"""Heartbeats that could not reach Redis, kept on disk with their arrival time and re-applied in order on recovery.
+"""What cannot go to Redis now, kept on disk and applied in order later: heartbeats that could not reach it, events that
+found their outbox full.
 
-Each process writes segments (`<ms>-<n>.jsonl`) into a directory of its own below `PULSEGATE_SPOOL_DIR`, locked
+Each process writes segments (`<ms>-<n>.jsonl`) into a directory of its own below the spool's, locked
 while it lives. A process that starts takes over the directories of dead ones. Beyond `spool_max_bytes` the oldest
-segment is dropped and its heartbeats are counted.
+segment is dropped and its entries are counted.
 """
 
 from __future__ import annotations
@@ -19,27 +20,29 @@ from pathlib import Path
 from typing import IO, Any
 
 import orjson
+from prometheus_client import Counter
 
 from engine.errors import BadRequest, PulsegateError, Unavailable
-from engine.metrics import Metrics
-from engine.tokens import Claims
 
 log = logging.getLogger(__name__)
 
 _SEGMENT_BYTES = 8 * 2**20
-_CLAIMS = ("account", "plan", "max_streams", "device", "device_type", "provider", "kind")
 
-Apply = Callable[[Claims, bytes, int], Awaitable[bool]]
-"""Re-applies one heartbeat (claims, body, arrival in ms); False if Redis is away again."""
+Entry = dict[str, Any]
+"""What JSON can hold."""
+Apply = Callable[[Entry], Awaitable[bool]]
+"""Applies one entry; False if it cannot be applied yet. What raises KeyError or TypeError is no entry of ours."""
 
 
 class Spool:
+    """`fates` counts entries by what became of them: kept, not_kept, dropped, applied, refused, bad."""
+
     def __init__(
-        self, directory: str, max_bytes: int, metrics: Metrics, clock: Callable[[], float] = time.time
+        self, directory: Path | None, max_bytes: int, fates: Counter, clock: Callable[[], float] = time.time
     ) -> None:
-        self._root = Path(directory) if directory and max_bytes else None
+        self._root = directory if max_bytes else None
         self._max_bytes = max_bytes
-        self._metrics = metrics
+        self._fates = fates
         self._clock = clock
         self._mine: Path | None = None
         self._lock: IO[bytes] | None = None
@@ -67,23 +70,34 @@ class Spool:
             (other / "lock").unlink()
             other.rmdir()
 
-    def put(self, claims: Claims, body: bytes) -> None:
-        """Keeps one heartbeat. Never raises: a full disk must not fail the answer, so it is counted and logged."""
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a directory to keep anything in."""
+        return self._mine is not None
+
+    def put(self, entry: Entry) -> bool:
+        """Keeps one entry; whether it did. Never raises: a full disk must not fail an answer, so it is counted and logged."""
         if self._mine is None:
-            self._metrics.spooled.labels("not_kept").inc()
-            return
-        known = {name: getattr(claims, name) for name in _CLAIMS}
-        line = orjson.dumps({"at": int(self._clock() * 1000), "claims": known, "body": body.decode()}) + b"\n"
+            self._fates.labels("not_kept").inc()
+            return False
+        line = orjson.dumps(entry) + b"\n"
         try:
             if self._file is None or self._file.tell() > _SEGMENT_BYTES:
                 self._next_segment()
             assert self._file is not None
             self._file.write(line)
             self._file.flush()
-            self._metrics.spooled.labels("kept").inc()
+            self._fates.labels("kept").inc()
         except OSError as error:
-            self._metrics.spooled.labels("dropped").inc()
+            self._fates.labels("dropped").inc()
             log.warning("spool", extra={"why": str(error)})
+            return False
+        return True
+
+    async def sync(self) -> None:
+        """Returns when what was put is on disk. Raises OSError."""
+        if self._file is not None:
+            await asyncio.to_thread(os.fsync, self._file.fileno())
 
     def _next_segment(self) -> None:
         assert self._mine is not None
@@ -92,7 +106,7 @@ class Spool:
         segments = self._segments()
         while segments and sum(s.stat().st_size for s in segments) + _SEGMENT_BYTES > self._max_bytes:
             oldest = segments.pop(0)
-            self._metrics.spooled.labels("dropped").inc(oldest.read_bytes().count(b"\n"))
+            self._fates.labels("dropped").inc(oldest.read_bytes().count(b"\n"))
             oldest.unlink()
         self._count += 1
         self._file = (self._mine / f"{int(self._clock() * 1000):014d}-{self._count:06d}.jsonl").open("ab")
@@ -105,7 +119,7 @@ class Spool:
         return bool(self._segments())
 
     async def drain(self, apply: Apply) -> None:
-        """Re-applies everything in order of arrival; stops, keeping the rest, when Redis is away again."""
+        """Applies everything in order; stops, keeping the rest, at what cannot be applied yet."""
         for segment in self._segments():
             if self._file is not None and Path(self._file.name) == segment:
                 self._file.close()
@@ -115,13 +129,12 @@ class Spool:
                 if not await self._apply(apply, line):
                     _rewrite(segment, lines[done:])
                     return
-            segment.unlink()
+            segment.unlink(missing_ok=True)
 
     async def _apply(self, apply: Apply, line: bytes) -> bool:
         fate = "applied"
         try:
-            entry: dict[str, Any] = orjson.loads(line)
-            if not await apply(Claims(**entry["claims"]), entry["body"].encode(), entry["at"]):
+            if not await apply(orjson.loads(line)):
                 return False
         except Unavailable:
             return False
@@ -130,7 +143,7 @@ class Spool:
         except PulsegateError as error:
             fate = "refused"
             log.warning("spool", extra={"why": error.message})
-        self._metrics.spooled.labels(fate).inc()
+        self._fates.labels(fate).inc()
         return True
 
     def close(self) -> None:

@@ -273,6 +273,11 @@ def triple(kind: str, event_id: str, body: bytes, known_by: str = "") -> tuple[A
     return orjson.dumps(kind), _hash(8, known_by) if known_by else b"", body
 
 
+def whole(event: bytes) -> tuple[Arg, ...]:
+    """An event for the script that a script has written before."""
+    return "", _hash(8, event.decode()), event
+
+
 def bodies(stated: dict[str, str], good: Sequence[Good]) -> list[tuple[str, str, bytes]]:
     """(type, event_id, JSON from "account" on) of each event; `stated` is the envelope's part that its sender states."""
     common = orjson.dumps(stated | {"v": 1})[1:-1] + b',"data":'

@@ -1,5 +1,5 @@
-"""What an API process looks at now and then: outboxes above their high-water mark, what was pushed out of
-full ones, and leases held, by rule."""
+"""What an API process looks at now and then: outboxes above their high-water mark, what found no room in full ones,
+and leases held, by rule."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Backlog:
         self._high = settings.outbox_high
         self._metrics = metrics
         self._outage = outage
+        self.spilling: list[int] = []
+        """Partitions with events that found the outbox full."""
 
     async def look(self) -> None:
         """One look over all partitions, in one pipeline. Raises Unavailable."""
@@ -36,11 +38,14 @@ class Backlog:
                     pipe.hgetall(self._keys.held(partition))
                 for partition in every:
                     pipe.get(self._keys.lost(partition))
+                for partition in every:
+                    pipe.llen(self._keys.spill(partition))
                 replies = await pipe.execute()
         except RedisError as error:
             raise Unavailable(f"session Redis: {error}") from None
         count = len(every)
-        lengths, leases, lost = replies[:count], replies[count : 2 * count], replies[2 * count :]
+        lengths, leases, lost, spilled = (replies[n * count : (n + 1) * count] for n in range(4))
+        self.spilling = [p for p in every if spilled[p]]
         over = (p for p in every if lengths[p] > self._high)
         self._outage.thin = frozenset(self._keys.outbox(p).removesuffix(":outbox") for p in over)
         held: Counter[str] = Counter()

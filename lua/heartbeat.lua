@@ -27,8 +27,8 @@ local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3]
 local session, ident, seq = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
 -- Fast path: a known session beats again, nothing but time and position has changed, its lease is alive. (Its rank is a
--- player's, no refusal is noted, it does not end sooner than the account's deadline says, and it is among the eight leases
--- that expire last.) `seldom` is what most beats
+-- player's, no refusal is noted, it does not end sooner than the account's deadline says, it is among the eight leases that
+-- expire last, and if it brings events there is room for them.) `seldom` is what most beats
 -- lack: that the view was completed, and since when its position has not moved.
 local call, fmt, ARGV = redis.call, string.format, ARGV
 local text = ARGV[13] == '' and find(KEYS[1], session, '7')
@@ -39,7 +39,7 @@ if text then
   local left = ttl == ARGV[10] and lasts or tonumber(ttl)
   local seen = left and started + since
   local fast = seen and held == ident and seq > tonumber(last_seq) and seen + left > now and left <= lasts
-    and (state == 'p' or state == 'b' or state == 'k' or state == 's')
+    and (state == 'p' or state == 'b' or state == 'k' or state == 's') and (ARGV[14] ~= '' or #ARGV < 16)
   if fast and (seldom ~= '' or ARGV[15] ~= '' or (position == ARGV[8] and position ~= '')) then
     local completed, still = string.match(seldom, '^\t?(%d*)\t?(%d*)$')
     if ARGV[15] ~= '' then completed = ARGV[15] end

@@ -12,7 +12,8 @@
 -- ARGV[7] at             ms when they arrived, or '' for now
 -- ARGV[8] view           ordinal, or '' for the session's running view
 -- ARGV[9] started_at     of that view, ms
--- ARGV[10...] events     in threes: type as JSON, 8-byte digest ('' is never a duplicate), JSON from "account" on
+-- ARGV[10...] events     in threes: type as JSON, 8-byte digest ('' is never a duplicate), JSON from "account" on; or '', digest,
+--                        an event that has been told before, whole
 -- RETURNS {full, flags, last, view, started_at, ident}: full 1 if refused for length, with nothing written; flags one digit
 -- an event, 1 appended, 0 duplicate; last the outbox id of the last one appended or ''; of the session: its running view
 -- (0 if none), since when, and the record's ident line
@@ -59,7 +60,10 @@ local head = ',"at":' .. string.format('%d', tonumber(ARGV[7]) or now) .. ',"vie
   ',"started_at":' .. string.format('%d', tonumber(ARGV[9]) or started) .. ','
 for name in string.gmatch(ARGV[5], '%S+') do head = head .. '"' .. name .. '":' .. cjson.encode(mine[name] or '') .. ',' end
 local last = ''
-for _, i in ipairs(fresh) do last = redis.call('XADD', KEYS[2], '*', 'e', '{"type":' .. ARGV[i] .. head .. ARGV[i + 2]) end
+for _, i in ipairs(fresh) do
+  local event = ARGV[i] == '' and ARGV[i + 2] or '{"type":' .. ARGV[i] .. head .. ARGV[i + 2]
+  last = redis.call('XADD', KEYS[2], '*', 'e', event)
+end
 if #new > 0 then
   redis.call('SADD', today, unpack(new))
   redis.call('PEXPIRE', today, string.format('%d', (day + 2) * DAY - now))

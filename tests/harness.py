@@ -144,7 +144,7 @@ class World:
             await self.router.open()
             await self.router.settle()
         plans = FixedPlans(self._plans)
-        spool = Spool("", 0, self.metrics)
+        spool = Spool(None, 0, self.metrics.spooled)
         self.decisions = Decisions(
             self.executor, self.keys, self.settings, plans, self.metrics, self.outage, spool, lambda: self.now
         )

@@ -158,7 +158,7 @@ class TestRedisAway:
             own_server.start()
             wait_for(lambda: api.get("/readyz").status_code == 200, "ready again")
             wait_for(lambda: not api.beat(token, "s1", "d1", seq=12)["degraded"], "decides again")
-            wait_for(lambda: not list(spool.glob("*/*.jsonl")), "the spool was applied")
+            wait_for(lambda: not list(spool.glob("*/*/*.jsonl")), "the spool was applied")
             kept = {event["seq"] for event in events(own_server, prefix, "heartbeat")}
             assert kept >= set(range(1, 13)), "nothing is lost"
             metrics = api.get("/metrics").text

@@ -9,13 +9,17 @@ end
 -- What has only shown evidence beside a player (t) has no view; its number is that of the last one it had.
 local function put(kind, r, rest, at)
   local view = r.status ~= 't' and r.ordinal or 0
-  redis.call('XADD', outbox_key, '*', 'e', '{"type":"' .. kind .. '","at":' ..
-    string.format('%d', at or now) .. ',"view":' .. string.format('%d', view) .. ',"started_at":' ..
-    string.format('%d', view > 0 and r.started or 0) .. ',' .. rest)
-  -- The log has been away for long: the oldest make room, and are counted (some of them may be in the log already).
-  if redis.call('XLEN', outbox_key) > tune.outbox_max then
-    local gone = redis.call('XTRIM', outbox_key, 'MAXLEN', '~', tune.outbox_max)
-    if gone > 0 then redis.call('INCRBY', base .. 'lost', gone) end
+  local event = '{"type":"' .. kind .. '","at":' .. string.format('%d', at or now) .. ',"view":' .. string.format('%d', view) ..
+    ',"started_at":' .. string.format('%d', view > 0 and r.started or 0) .. ',' .. rest
+  if redis.call('XLEN', outbox_key) < tune.outbox_max then
+    redis.call('XADD', outbox_key, '*', 'e', event)
+    return
+  end
+  -- The log has been away for long: the event waits for an API process to take it to its disk (engine/spill.py).
+  local spilled = redis.call('RPUSH', base .. 'spill', event)
+  if spilled > tune.outbox_max then
+    redis.call('LPOP', base .. 'spill')
+    redis.call('INCR', base .. 'lost')
   end
 end
 
