@@ -1,12 +1,12 @@
-"""redis-py clients for commands: of the session Redis, single node or cluster, and of the log Redis."""
+"""redis-py clients, for commands and background work: of the session Redis, single node or cluster, and of the log Redis."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from redis import Redis
 from redis.cluster import RedisCluster
@@ -27,9 +27,32 @@ class Clients:
     session: Any
     """redis-py client of the session Redis, single node or cluster."""
     log: Redis
-    """Never a cluster."""
+    """Event log, projections, RQ's queues. Never a cluster."""
 
-    def call(self, script: Script, keys: tuple[str, ...], args: tuple[Arg, ...]) -> Any:
+    @classmethod
+    def of(cls, settings: Settings, **options: Any) -> Self:
+        """Built from the settings; `options` are redis-py's. Raises ConfigError if there is no log Redis to use, and
+        redis-py's errors."""
+        single: Redis = Redis.from_url(settings.redis_url, **options)
+        clustered = bool(single.info("cluster").get("cluster_enabled"))
+        if clustered and not settings.log_redis_url:
+            raise ConfigError(
+                "PULSEGATE_LOG_REDIS_URL is needed: event log and queues cannot live on a cluster",
+                field="PULSEGATE_LOG_REDIS_URL",
+            )
+        session: Any = RedisCluster.from_url(settings.redis_url, **options) if clustered else single
+        log: Redis = Redis.from_url(settings.log_redis_url, **options) if settings.log_redis_url else single
+        return cls(settings, Keys(settings.prefix, settings.partitions), session, log)
+
+    @property
+    def clustered(self) -> bool:
+        return isinstance(self.session, RedisCluster)
+
+    def close(self) -> None:
+        self.session.close()
+        self.log.close()
+
+    def call(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """A script on the session Redis. Raises redis-py's errors."""
         script.check(len(keys), len(args))
         return self.session.register_script(script.source)(keys=list(keys), args=list(args))
@@ -44,22 +67,12 @@ def connected(settings: Settings, data: Path | None = None) -> Iterator[Clients]
     """
     settings = located(settings, data)
     options: dict[str, Any] = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
-    with contextlib.ExitStack() as stack:
-        try:
-            session: Any = stack.enter_context(Redis.from_url(settings.redis_url, **options))
-            clustered = bool(session.info("cluster").get("cluster_enabled"))
-            if clustered and not settings.log_redis_url:
-                raise ConfigError("no log Redis is named", field="PULSEGATE_LOG_REDIS_URL")
-            log = Redis.from_url(settings.log_redis_url or settings.redis_url, **options)
-            stack.callback(log.close)
-            if clustered:
-                session = RedisCluster.from_url(settings.redis_url, **options)
-                stack.callback(session.close)
-            keys = Keys(settings.prefix, settings.partitions)
-            _check_layout(session, keys)
-            yield Clients(settings, keys, session, log)
-        except RedisError as error:
-            raise Unavailable(f"Redis: {error}") from None
+    try:
+        with contextlib.closing(Clients.of(settings, **options)) as clients:
+            _check_layout(clients.session, clients.keys)
+            yield clients
+    except RedisError as error:
+        raise Unavailable(f"Redis: {error}") from None
 
 
 def located(settings: Settings, data: Path | None) -> Settings:

@@ -36,6 +36,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{log}:backoff:<sink>          | hash   | failures in a row, why, `until` (ms) it is left alone, by group | 2 h after the last failure | |
 | pg:{log}:flight:<sink>           | hash   | group → JSON: the batch under way, as positions after it     | when it has arrived  |       |
 | pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
+| pg:{work}:groups                 | string | into how many groups those at work divide the partitions    | 10 s after the last of them | |
 
 A lease holds a slot under every rule its record names. An account that has a record always has a deadline, so neither
 can be forgotten and neither needs an expiry.
@@ -160,6 +161,10 @@ class Keys:
     def queue(self, name: str) -> str:
         """The name of one of RQ's queues: tenures, exports, asks."""
         return f"{self.prefix}:{name}"
+
+    @property
+    def groups(self) -> str:
+        return f"{self.prefix}:{{work}}:groups"
 
     def owner(self, job: str, group: int) -> str:
         return f"{self.prefix}:{{work}}:owner:{job}:{group}"

@@ -46,8 +46,12 @@ class Settings:
     prefix: str = _f("pg", "prefix of every key")
     partitions: int = _f(256, "partitions; fixed when the deployment is created", low=1, high=4096)
     plans_file: str = _f("plans.toml", "plans and their rules; reloaded when it changes")
-    spool_dir: str = _f("", "where heartbeats wait while Redis is away, and events while their outbox is full; empty: not kept")
-    spool_max_bytes: int = _f(256 * 2**20, "of either, per API process; beyond it the oldest is dropped and counted", low=0)
+    spool_dir: str = _f(
+        "", "where heartbeats wait while Redis is away, and events while their outbox is full; empty: not kept"
+    )
+    spool_max_bytes: int = _f(
+        256 * 2**20, "of either, per API process; beyond it the oldest is dropped and counted", low=0
+    )
 
     # serving
     host: str = _f("127.0.0.1", "address to listen on")
@@ -152,9 +156,7 @@ class Settings:
     outbox_high: int = _f(
         5_000, "events in an outbox above which plain heartbeats are thinned: no mirror is at work", low=10
     )
-    outbox_max: int = _f(
-        20_000, "events in an outbox above which lifecycle events wait on the API's disk", low=10
-    )
+    outbox_max: int = _f(20_000, "events in an outbox above which lifecycle events wait on the API's disk", low=10)
     worker_processes: int = _f(5, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
     export_processes: int = _f(
         1,

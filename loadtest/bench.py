@@ -17,9 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from engine.embedded import allocator
 from loadtest import bench_flow, bench_fresh, bench_http, bench_redis
-from loadtest.bench_rig import MEMORY_ONLY, BenchError, pin_self, valkey, workplace
+from loadtest.bench_rig import MEMORY_ONLY, BenchError, jemalloc, pin_self, valkey, workplace
 from loadtest.bench_table import table
 
 PARTS = {
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     server = shlex.split(args.server)
-    preload = None if args.libc or server else allocator()
+    preload = None if args.libc or server else jemalloc()
     machine = _machine(server, preload)
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), end="\n\n", flush=True)
     out: dict[str, object] = {"machine": machine, "quick": args.quick}

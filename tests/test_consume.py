@@ -98,7 +98,7 @@ class TestOnce:
         put(run, 0, "view_start")
         mirror(run)
         slow = consume(run)
-        successor = Ownership(run.log, run.keys, "consume-kinds", 0)
+        successor = Ownership(run, "consume-kinds", 0)
         successor.seize()
         with pytest.raises(LostOwnership):
             drain(slow)
@@ -112,7 +112,7 @@ class TestOnce:
         put(run, 0, "view_start")
         mirror(run)
         work = consume(run)
-        successor = Ownership(run.log, run.keys, "consume-kinds", 0)
+        successor = Ownership(run, "consume-kinds", 0)
         handle = Kinds.handle
 
         def lose(self: Kinds, events: Sequence[Event], pipe: Pipeline) -> None:

@@ -121,7 +121,7 @@ class TestOwnership:
 
         def renew_then_lose(self: Ownership) -> None:
             if next(calls) == 0:
-                Ownership(run.log, run.keys, "consume-views", 0).seize()
+                Ownership(run, "consume-views", 0).seize()
             self._renewed = 0.0
             renew(self)
 

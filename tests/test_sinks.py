@@ -487,7 +487,7 @@ from workers.runtime import runtime
 from workers.tenure import Ownership
 from workers.webhook import Webhook
 run = runtime(Settings.from_env(os.environ))
-owner = Ownership(run.log, run.keys, "export-webhook", 0)
+owner = Ownership(run, "export-webhook", 0)
 while not owner.acquire():
     time.sleep(0.02)
 work = Export(run, 0, owner, Webhook)
@@ -691,7 +691,7 @@ class TestPlugIns:
         script = (
             "import os; from engine.settings import Settings; from workers.runtime import runtime; from workers.jobs import jobs, work as work_of;"
             "from workers.tenure import Ownership; run = runtime(Settings.from_env(os.environ));"
-            "owner = Ownership(run.log, run.keys, 'export-jsonl', 0); owner.acquire();"
+            "owner = Ownership(run, 'export-jsonl', 0); owner.acquire();"
             "assert 'export-jsonl' in jobs(run.settings);work = work_of(run, 'export-jsonl', 0, owner)\nwhile work.step(0.01): pass"
         )
         names = ("redis_url", "log_redis_url", "prefix", "partitions")

@@ -223,7 +223,10 @@ def test_a_process_takes_them_to_disk_and_back(own_server: Server, tmp_path: Pat
     settings: dict[str, Any] = {"outbox_high": HIGH, "outbox_max": MAX, "spool_dir": spool}
     outbox = Keys(prefix, PARTITIONS).outbox(partition_of("ann", PARTITIONS))
     found: list[dict[str, Any]] = []
-    with ApiProcess(own_server.url, tmp_path, prefix=prefix, **settings) as api, Redis.from_url(own_server.url) as client:
+    with (
+        ApiProcess(own_server.url, tmp_path, prefix=prefix, **settings) as api,
+        Redis.from_url(own_server.url) as client,
+    ):
 
         def mirror() -> bool:
             entries: Any = client.xrange(outbox)

@@ -90,7 +90,7 @@ def drain(run: Runtime, job: str, group: int | None = None, *, seize: bool = Fal
 
 
 def _own(run: Runtime, job: str, group: int, seize: bool) -> Ownership:
-    ownership = Ownership(run.log, run.keys, job, group)
+    ownership = Ownership(run, job, group)
     if seize:
         ownership.seize()
     elif not ownership.acquire():

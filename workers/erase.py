@@ -73,7 +73,7 @@ def erase_account(run: Runtime, account: str) -> dict[str, Any]:
 def _taken_over(run: Runtime, group: int) -> Iterator[None]:
     """Whoever works on the group can commit nothing meanwhile. A lake rewrite takes long, so it is not done in here."""
     names = [job for job in jobs(run.settings) if job == "mirror" or job.startswith(("consume-", "export-"))]
-    taken = [Ownership(run.log, run.keys, job, group) for job in names]
+    taken = [Ownership(run, job, group) for job in names]
     for ownership in taken:
         ownership.seize()
     try:

@@ -67,7 +67,7 @@ def queue_tenure(run: Runtime, job: str, group: int) -> None:
 def tenure(job: str, group: int) -> int:
     """The RQ job. Returns how much its tenure got done; 0 if the group is another's."""
     run = runtime(Settings.from_env(os.environ))
-    ownership = Ownership(run.log, run.keys, job, group)
+    ownership = Ownership(run, job, group)
     if not ownership.acquire():
         return 0
     try:

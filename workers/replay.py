@@ -62,7 +62,7 @@ class Replay:
         self._partitions = list(range(run.settings.partitions))
         self._live = live_generation(run, name)
         self._next = int(run.log.hincrby(run.keys.generations, f"{name}:last", 1)) + self._live
-        self._owner = Ownership(run.log, run.keys, f"replay-{name}", 0)
+        self._owner = Ownership(run, f"replay-{name}", 0)
         self._commit = Commit(run, name, self._next, self._owner)
         self._shadow = self._consumer(self._next)
         self._positions: dict[int, str] = {}
@@ -85,10 +85,7 @@ class Replay:
     def _play(self, *, swap: bool) -> Outcome:
         if not self._owner.acquire():
             raise PulsegateError(f"another replay of {self._name} is under way", code="conflict")
-        taken = [
-            Ownership(self._run.log, self._run.keys, f"consume-{self._name}", group)
-            for group in range(self._run.settings.groups)
-        ]
+        taken = [Ownership(self._run, f"consume-{self._name}", group) for group in range(self._run.settings.groups)]
         dropped, keeper = self._next, Keeper(self._owner)
         try:
             with keeper:

@@ -17,18 +17,20 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, Retry, SimpleWorker
 from rq.registry import ScheduledJobRegistry
 
-from engine.keys import Keys
+from engine.errors import ConfigError
 from engine.stopping import Stop
+from workers.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
 FUNCTION = "workers.jobs.tenure"
 OWNER_MS = 5_000
+GROUPS_MS = 2 * OWNER_MS
+"""The count of groups outlives every ownership that was taken under it."""
 TURN_S = 0.4
 """A tenure works at least this long before it lets another have its worker."""
 _RENEW_S = 1.0
@@ -49,31 +51,49 @@ class LostOwnership(Exception):
     """Another worker owns the partitions by now; what was not committed is its to do."""
 
 
-class Ownership:
-    """The lease on one group of one job. `token` is what every write on behalf of it checks (`key` must hold it)."""
+class OtherGroups(ConfigError):
+    """Workers that count groups differently are at work: the same partitions would be handled by two."""
 
-    def __init__(self, client: Redis, keys: Keys, job: str, group: int) -> None:
-        self._client = client
-        self.key = keys.owner(job, group)
+
+class Ownership:
+    """The lease on one group of one job. `token` is what every write on behalf of it checks (`key` must hold it).
+
+    Into how many groups the partitions are divided is leased along with it: as long as anybody owns anything, nobody
+    who counts differently can.
+    """
+
+    def __init__(self, run: Runtime, job: str, group: int) -> None:
+        self.key = run.keys.owner(job, group)
         self.token = uuid.uuid4().hex
+        self._keys, self._groups = [self.key, run.keys.groups], run.settings.groups
         self._renewed = 0.0
-        self._renew = client.register_script(_RENEW)
-        self._release = client.register_script(_RELEASE)
+        self._take = run.log.register_script(_TAKE)
+        self._renew = run.log.register_script(_RENEW)
+        self._release = run.log.register_script(_RELEASE)
 
     def acquire(self) -> bool:
-        self._renewed = time.monotonic()
-        return bool(self._client.set(self.key, self.token, nx=True, px=OWNER_MS))
+        """Whether it was free. Raises OtherGroups."""
+        return self._taken("NX")
 
     def seize(self) -> None:
-        """Takes it from whoever has it: that one's next write is refused."""
+        """Takes it from whoever has it: that one's next write is refused. Raises OtherGroups."""
+        self._taken("")
+
+    def _taken(self, mode: str) -> bool:
         self._renewed = time.monotonic()
-        self._client.set(self.key, self.token, px=OWNER_MS)
+        code, groups = self._take(keys=self._keys, args=[self.token, OWNER_MS, self._groups, GROUPS_MS, mode])
+        if code == -1:
+            raise OtherGroups(
+                f"PULSEGATE_GROUPS is {self._groups} here and {int(groups)} where others are at work: stop them first",
+                field="PULSEGATE_GROUPS",
+            )
+        return bool(code)
 
     def renew(self) -> None:
         """Keeps it, if it is time. Raises LostOwnership."""
         if time.monotonic() - self._renewed < _RENEW_S:
             return
-        if not self._renew(keys=[self.key], args=[self.token, OWNER_MS]):
+        if not self._renew(keys=self._keys, args=[self.token, OWNER_MS, GROUPS_MS]):
             raise LostOwnership(self.key)
         self._renewed = time.monotonic()
 
@@ -81,7 +101,23 @@ class Ownership:
         self._release(keys=[self.key], args=[self.token])
 
 
-_RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+_TAKE = """
+local groups = redis.call('GET', KEYS[2])
+if groups and groups ~= ARGV[3] then return {-1, groups} end
+local taken
+if ARGV[5] == 'NX' then
+  taken = redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'NX')
+else
+  taken = redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+end
+if taken then redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4]) end
+return {taken and 1 or 0, ARGV[3]}
+"""
+_RENEW = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
