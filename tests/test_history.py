@@ -12,6 +12,7 @@ from engine.embedded import Server
 from engine.errors import Conflict, PulsegateError
 from engine.lake import Lake
 from engine.partitions import partition_of
+from engine.stopping import Stop
 from tests.harness import PARTITIONS
 from tests.pipeline import drain, log_ids, outbox_ids, owner, plant, put
 from workers import maintain
@@ -80,6 +81,52 @@ def flow(run: Runtime, *, lake: bool = True) -> None:
 def state(run: Runtime, name: str) -> dict[str, Any]:
     generation = int(run.log.hget(run.keys.generations, name) or 1)
     return dict(consumers()[name](run.log, run.keys.projection(name, generation), run.settings).dump())
+
+
+class TestInstalledLater:
+    """A consumer that comes when the log has forgotten: the lake has it all."""
+
+    def forgotten(self, run: Runtime) -> dict[str, Any]:
+        """The views of all that the lake has and the log has not, as they were before their projection was forgotten."""
+        for account in PEOPLE:
+            watch(run, account)
+        flow(run)
+        assert maintain.trim(run) > 0
+        before = state(run, "views")
+        space = run.keys.projection("views", 1)
+        run.log.delete(run.keys.cursor("views", 1), *run.log.scan_iter(match=space.key("*")))
+        assert state(run, "views") == {}
+        return before
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("workers.consume.BATCH", 4)
+
+    def test_it_begins_with_the_lake_in_steps_that_let_others_have_their_turn(
+        self, run: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = self.forgotten(run)
+        monkeypatch.setattr("workers.consume.CATCH_UP_S", 0.0)
+        work = Consume(run, 0, owner(run, "consume-views"), consumers()["views"])
+        steps = []
+        while done := work.step(0.01):
+            steps.append(done)
+        assert sum(steps) == 21
+        assert len(steps) > 4
+        assert state(run, "views") == before
+
+    def test_a_worker_that_stops_hands_over_at_once(self, run: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = self.forgotten(run)
+        stop = Stop()
+        monkeypatch.setattr("workers.consume.stopping", stop)
+        stop.set()
+        ownership = owner(run, "consume-views")
+        assert 0 < Consume(run, 0, ownership, consumers()["views"]).step(0.01) < 21
+        ownership.release()
+        stop = Stop()
+        monkeypatch.setattr("workers.consume.stopping", stop)
+        drain(Consume(run, 0, owner(run, "consume-views"), consumers()["views"]))
+        assert state(run, "views") == before
 
 
 class TestReplay:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as Disconnected
+from redis.exceptions import ResponseError
 
 from engine.embedded import DURABLE, Server
 from engine.events import EVENTS, HEARTBEATS
@@ -100,6 +104,84 @@ class TestMirroring:
             pipe.execute()
         drain(mirror(run))
         assert len(log_ids(run, 5)) == 2_500
+
+
+class TestUnderWay:
+    """The next write leaves before the last one's answers are there."""
+
+    def fill(self, run: Runtime, partitions: tuple[int, ...] = (1, 2, 3), count: int = 4_500) -> None:
+        with run.session.pipeline() as pipe:
+            for partition in partitions:
+                for n in range(count):
+                    pipe.xadd(run.keys.outbox(partition), {"e": b'{"type":"heartbeat","at":%d}' % n})
+            pipe.execute()
+
+    def arrived_once(self, run: Runtime, partitions: tuple[int, ...] = (1, 2, 3)) -> None:
+        for partition in partitions:
+            assert log_ids(run, partition) == outbox_ids(run, partition)
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("workers.mirror.BATCH", 100)
+        monkeypatch.setattr("workers.mirror.TOGETHER", 400)
+        monkeypatch.setattr(Mirror, "_trim", lambda _: None)
+
+    def test_two_writes_are_under_way_and_answers_come_in_order(
+        self, run: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        most = 0
+        receive = Mirror._receive
+
+        def watched(work: Mirror) -> int:
+            nonlocal most
+            most = max(most, len(work._under_way))
+            return receive(work)
+
+        monkeypatch.setattr(Mirror, "_receive", watched)
+        self.fill(run)
+        assert drain(mirror(run)) == 13_500
+        assert most == 2
+        self.arrived_once(run)
+
+    def test_a_forgotten_script_goes_unnoticed(self, run: Runtime) -> None:
+        work = mirror(run)
+        work.step(0.01)
+        self.fill(run)
+        run.log.script_flush()
+        assert work.step(0.01) == 0
+        drain(work)
+        self.arrived_once(run)
+
+    def test_a_broken_connection_leaves_nothing_out_and_repeats_nothing(
+        self, run: Runtime, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.fill(run)
+        work = mirror(run)
+        send, sent = Mirror._send, 0
+
+        def breaking(self: Mirror, calls: Any) -> int:
+            nonlocal sent
+            sent += 1
+            if sent == 6:
+                self._line._connection._sock.shutdown(socket.SHUT_RDWR)
+            return send(self, calls)
+
+        monkeypatch.setattr(Mirror, "_send", breaking)
+        with pytest.raises(Disconnected):
+            drain(work)
+        drain(work)
+        assert sent > 6
+        self.arrived_once(run)
+
+    def test_a_partition_that_fails_holds_up_no_other_for_good(self, run: Runtime) -> None:
+        self.fill(run)
+        run.log.set(run.keys.log(2, HEARTBEATS), "not a stream")
+        work = mirror(run)
+        with pytest.raises(ResponseError, match="mirror stopped at"):
+            drain(work)
+        run.log.delete(run.keys.log(2, HEARTBEATS))
+        drain(work)
+        self.arrived_once(run)
 
 
 class TestTrimming:

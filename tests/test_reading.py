@@ -10,11 +10,13 @@ from typing import Any
 import fakeredis
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from engine.embedded import Server
 from engine.events import EVENTS, HEARTBEATS, TOPICS, order
 from engine.keys import Keys
-from workers.reading import Behind, LogReader
+from tests.servers import wait_for
+from workers.reading import Ahead, Behind, LogReader, Reading
 
 
 @pytest.fixture(params=["fake", "single"])
@@ -44,7 +46,7 @@ def add(client: Any, keys: Keys, partition: int, id_: str, kind: str = "", paylo
     return f"{partition}-{id_}"
 
 
-def drain(reader: LogReader, count: int, positions: dict[int, str] | None = None) -> list[str]:
+def drain(reader: LogReader | Ahead, count: int, positions: dict[int, str] | None = None) -> list[str]:
     """The ids of everything, read in pieces."""
     positions, seen = dict(positions or {}), []
     while found := reader.look(positions, count):
@@ -185,3 +187,64 @@ def test_large_events_make_the_next_answer_smaller(client: Any, keys: Keys, monk
 
 def test_order_is_that_of_numbers() -> None:
     assert sorted(["10-2", "9-99", "10-10"], key=order) == ["9-99", "10-2", "10-10"]
+
+
+class TestAhead:
+    @pytest.fixture(autouse=True)
+    def _little_is_much(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("workers.reading.MUCH", 3)
+
+    def test_it_reads_on_while_its_user_works_and_leaves_nothing_out(self, client: Any, keys: Keys) -> None:
+        sent = [add(client, keys, n % 2, f"{n}-0", "pause" if n % 3 else "") for n in range(1, 80)]
+        looked: list[dict[int, str]] = []
+
+        class Watched(LogReader):
+            def look(self, positions: Any, count: int = 1_000, block_ms: int = 0) -> Reading:
+                looked.append(dict(positions))
+                return super().look(positions, count, block_ms)
+
+        reader = Ahead(Watched(client, keys, range(4)))
+        first = reader.look({}, 5)
+        wait_for(lambda: len(looked) == 2, "the next answer is asked for")
+        assert looked[1] == first.ends
+        seen = [event.id for event in first.events] + drain(reader, 5, dict(first.ends))
+        reader.close()
+        assert sorted(seen) == sorted(sent)
+        for partition in range(2):
+            mine = [order(id_.partition("-")[2]) for id_ in seen if id_.startswith(f"{partition}-")]
+            assert mine == sorted(mine)
+
+    def test_what_was_read_for_other_positions_is_not_given(self, client: Any, keys: Keys) -> None:
+        for n in range(1, 21):
+            add(client, keys, 0, f"{n}-0")
+        reader = Ahead(LogReader(client, keys, [0]))
+        reader.look({}, 5)
+        assert [e.id for e in reader.look({0: "2-0"}, 5).events] == [f"0-{n}-0" for n in range(3, 8)]
+        reader.close()
+
+    def test_nothing_read_ahead_does_not_hide_what_has_come_since(self, client: Any, keys: Keys) -> None:
+        for n in range(1, 6):
+            add(client, keys, 0, f"{n}-0")
+        reader = Ahead(LogReader(client, keys, [0]))
+        ends = reader.look({}).ends
+        assert reader._next is not None
+        reader._next[1].result()
+        add(client, keys, 0, "6-0")
+        assert [e.id for e in reader.look(ends).events] == ["0-6-0"]
+        reader.close()
+
+    def test_an_error_comes_when_the_answer_is_wanted(self, client: Any, keys: Keys) -> None:
+        for n in range(1, 6):
+            add(client, keys, 0, f"{n}-0")
+
+        class Failing(LogReader):
+            def look(self, positions: Any, count: int = 1_000, block_ms: int = 0) -> Reading:
+                if positions:
+                    raise ResponseError("gone")
+                return super().look(positions, count, block_ms)
+
+        reader = Ahead(Failing(client, keys, [0]))
+        ends = reader.look({}).ends
+        with pytest.raises(ResponseError, match="gone"):
+            reader.look(ends)
+        reader.close()

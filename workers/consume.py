@@ -17,7 +17,7 @@ from engine.events import Event, order
 from engine.lag import HANDLED
 from workers.consumer import Consumer, DeadLetter
 from workers.history import history
-from workers.reading import LogReader, Reading, within
+from workers.reading import Ahead, LogReader, Reading, within
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
 
@@ -29,6 +29,8 @@ GATHER_S = 0.05
 """While little comes, events gather so long: a round costs as much for ten events as for a hundred."""
 FEW = 1_000
 """What counts as little, of one round."""
+CATCH_UP_S = 5.0
+"""So long one step reads from the lake: opening it again costs less than that, and somebody may wait for the worker."""
 
 
 class Commit:
@@ -100,7 +102,7 @@ class Consume(Work):
         partitions = run.partitions(group)
         generation = live_generation(run, cls.name)
         self._consumer = cls(run.log, run.keys.projection(cls.name, generation), run.settings)
-        self._reader = LogReader(run.log, run.keys, partitions, cls.topics)
+        self._reader = Ahead(LogReader(run.log, run.keys, partitions, cls.topics))
         self._commit = Commit(run, cls.name, generation, ownership)
         self._owner = ownership
         self._commit.begin(cls.topics)
@@ -118,6 +120,9 @@ class Consume(Work):
         done += len(found.events)
         self._few = done < FEW
         return done
+
+    def close(self) -> None:
+        self._reader.close()
 
     def _apply(self, found: Reading) -> None:
         """Commits what was read, in batches; the last one moves the positions to the reading's ends."""
@@ -141,10 +146,10 @@ class Consume(Work):
         self._positions |= reached
 
     def _catch_up(self, found: Reading) -> int:
-        """What the log has forgotten is in the lake; how many events that were."""
+        """What the log has forgotten is in the lake; how many events that were. A step's worth of it: the tenure may be over."""
         after = {p: self._positions.get(p, "0-0") for p in found.behind}
         batch: list[Event] = []
-        done = 0
+        done, until = 0, time.monotonic() + CATCH_UP_S
         for event in history(self._run.settings, self._consumer.topics, after):
             if order(event.stream_id) <= order(found.behind[event.partition]):
                 batch.append(event)
@@ -153,6 +158,8 @@ class Consume(Work):
                 self._owner.renew()
                 done += len(batch)
                 batch = []
+                if stopping.is_set() or time.monotonic() > until:
+                    return done
         self._commit_batch(batch, found.behind)
         return done + len(batch)
 

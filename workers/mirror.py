@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 BATCH = 1_000
 """Events of one partition appended in one script call: about 2 ms in which the log Redis does nothing else."""
 TOGETHER = 4 * BATCH
-"""Events sent in one round trip."""
+"""Events sent in one write. The next write leaves before the last one's answer is there: reading, packing and appending
+overlap, and `after` lets nothing in that does not follow (lua/mirror.lua)."""
 GATHER_S = 0.04
 """While little comes, events gather so long: a round costs as much for ten events as for a hundred."""
 FEW = 1_000
@@ -54,7 +56,9 @@ class Mirror(Work):
         self._run, self._owner = run, ownership
         self._partitions = run.partitions(group)
         self._outboxes = {run.keys.outbox(p).encode(): p for p in self._partitions}
-        self._script = run.log.register_script(scripts.load("mirror").source)
+        self._script = scripts.load("mirror")
+        self._line = _Line(run.log)
+        self._under_way: deque[Sequence[Call]] = deque()
         self._servers = ("", "")
         self._positions: dict[int, bytes] = {}
         self._trimmed: dict[int, bytes] = {}
@@ -67,9 +71,25 @@ class Mirror(Work):
             stopping.wait(min(left, wait_s))
         self._meet_servers()
         self._read_at = time.monotonic()
-        done = found = 0
+        try:
+            done, found = self._carry(wait_s)
+        except NoScriptError:
+            self._start_over()
+            return 0
+        except BaseException:
+            self._start_over()
+            raise
+        self._few = found < FEW
+        self._disk.reached(self._positions)
+        if time.monotonic() >= self._trim_at:
+            self._trim_at = time.monotonic() + TRIM_EVERY_S
+            self._trim()
+        return done
+
+    def _carry(self, wait_s: float) -> tuple[int, int]:
+        """Brings to the log what the outboxes hold; how many events were appended, and how many found."""
+        done = found = waiting = 0
         calls: list[Call] = []
-        waiting = 0
         for partition, entries in self._read(wait_s):
             after = self._positions.get(partition, b"")
             for start in range(0, len(entries), BATCH):
@@ -77,17 +97,15 @@ class Mirror(Work):
                 calls.append((partition, after, batch))
                 after, waiting, found = batch[-1][0], waiting + len(batch), found + len(batch)
                 if waiting >= TOGETHER:
-                    done += self._append(calls)
+                    done += self._send(calls)
                     self._owner.renew()
                     calls, waiting = [], 0
         if calls:
-            done += self._append(calls)
-        self._few = found < FEW
-        self._disk.reached(self._positions)
-        if time.monotonic() >= self._trim_at:
-            self._trim_at = time.monotonic() + TRIM_EVERY_S
-            self._trim()
-        return done
+            done += self._send(calls)
+        while self._under_way:
+            done += self._receive()
+        self._line.close()
+        return done, found
 
     def _read(self, wait_s: float) -> Iterator[tuple[int, Sequence[Entry]]]:
         """What each outbox holds beyond its position; waits for something if there is nothing."""
@@ -107,35 +125,35 @@ class Mirror(Work):
         for key, entries in found.items():
             yield self._outboxes[key], entries
 
-    def _append(self, calls: Sequence[Call]) -> int:
-        """One script call each, all in one round trip; how many events were appended. Where a call fails, those after it
+    def _send(self, calls: Sequence[Call]) -> int:
+        """One script call each, in one write; how many events those before it turn out to have appended."""
+        keys, commands = self._run.keys, []
+        for partition, after, entries in calls:
+            names = [keys.log(partition, HEARTBEATS), keys.log(partition, EVENTS), keys.mirrored, self._owner.key]
+            args: list[Any] = [self._owner.token, partition, after]
+            for id_, fields in entries:
+                payload = fields[b"e"]
+                args += (1 if payload.startswith(_PLAIN_HEADS) else 2, id_, payload)
+            commands.append(("EVALSHA", self._script.sha, len(names), *names, *args))
+        self._line.send(commands)
+        self._under_way.append(calls)
+        return self._receive() if len(self._under_way) > 1 else 0
+
+    def _receive(self) -> int:
+        """The answers to the oldest write; how many events were appended. Where a call fails, those after it
         of its partition do not begin where the log ends, and are refused: nothing is left out."""
-        keys, sha = self._run.keys, self._script.sha
-        with self._run.log.pipeline(transaction=False) as pipe:
-            for partition, after, entries in calls:
-                args: list[Any] = [self._owner.token, partition, after]
-                for id_, fields in entries:
-                    payload = fields[b"e"]
-                    args += (1 if payload.startswith(_PLAIN_HEADS) else 2, id_, payload)
-                names = [keys.log(partition, HEARTBEATS), keys.log(partition, EVENTS), keys.mirrored, self._owner.key]
-                pipe.execute_command("EVALSHA", sha, len(names), *names, *args)
-            answers = pipe.execute(raise_on_error=False)
-        done = 0
-        failed: Exception | None = None
-        unknown: list[Call] = []
-        for call, answer in zip(calls, answers, strict=True):
-            if isinstance(answer, NoScriptError):
-                unknown.append(call)
-            elif isinstance(answer, Exception):
-                failed = failed or answer
-            else:
-                done += self._appended(call[0], call[2], *answer)
-        if failed is not None:
-            raise failed
-        if unknown:
-            self._run.log.script_load(self._script.script)
-            done += self._append(unknown)
+        calls, done = self._under_way.popleft(), 0
+        for call, answer in zip(calls, self._line.answers(len(calls)), strict=True):
+            if isinstance(answer, Exception):
+                raise answer
+            done += self._appended(call[0], call[2], *answer)
         return done
+
+    def _start_over(self) -> None:
+        """What is under way may have been appended or not: the log says how far it came, and knows the script again."""
+        self._line.close()
+        self._under_way.clear()
+        self._servers, self._look_at = ("", ""), 0.0
 
     def _appended(self, partition: int, entries: Sequence[Entry], code: int, mirrored: bytes = b"") -> int:
         if code == -1:
@@ -174,11 +192,46 @@ class Mirror(Work):
         servers = _run_ids(self._run.session), _run_ids(self._run.log)
         if servers != self._servers:
             self._servers = servers
+            self._run.log.script_load(self._script.source)
             found: Any = self._run.log.hgetall(self._run.keys.mirrored)
             self._positions = {p: found[b"%d" % p] for p in self._partitions if b"%d" % p in found}
             script = scripts.load("raise")
             for partition, id_ in self._positions.items():
                 self._run.call(script, [self._run.keys.outbox(partition)], [id_])
+
+
+class _Line:
+    """One connection to the log, on which a write need not wait for the last one's answers."""
+
+    def __init__(self, client: Redis) -> None:
+        self._pool = client.connection_pool
+        self._connection: Any = None
+        self._owed = 0
+
+    def send(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        if self._connection is None:
+            self._connection = self._pool.get_connection()
+        self._owed += len(commands)
+        self._connection.send_packed_command(self._connection.pack_commands(commands))
+
+    def answers(self, count: int) -> list[Any]:
+        """The next answers; errors of the server as values."""
+        found: list[Any] = []
+        for _ in range(count):
+            try:
+                found.append(self._connection.read_response())
+            except ResponseError as error:
+                found.append(error)
+            self._owed -= 1
+        return found
+
+    def close(self) -> None:
+        """Gives the connection back to the pool, which looks whether it still lives before it is used again."""
+        if self._connection is not None:
+            if self._owed:
+                self._connection.disconnect()
+            self._pool.release(self._connection)
+            self._connection, self._owed = None, 0
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ written before, even if the topics read here hold nothing that young.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from engine.keys import Keys
 
 READ_MAX = 80_000
 """Entries of all streams in one answer, at most."""
+MUCH = 5_000
+"""Events in one answer after which the next one is asked for at once."""
 READ_MAX_BYTES = 64 * 2**20
 """An answer with more payload than this makes the next one smaller."""
 START = "0-0"
@@ -134,6 +137,35 @@ class LogReader:
         """Payloads are between 250 bytes and 64 KB: how many fit into memory shows only when they are here."""
         most = max(1, READ_MAX // len(self._names))
         self._count_max = max(1, self._count_max // 4) if size > READ_MAX_BYTES else min(most, self._count_max * 2)
+
+
+class Ahead:
+    """Reads on while its user works on what it was given: the log server is asked while this process computes, and the other
+    way round. Only after much was found, so that what comes slowly is read when it is wanted."""
+
+    def __init__(self, reader: LogReader) -> None:
+        self._reader = reader
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._next: tuple[dict[int, str], Future[Reading]] | None = None
+
+    def look(self, positions: Mapping[int, str], count: int = 1_000, block_ms: int = 0) -> Reading:
+        """As `LogReader.look`."""
+        found = self._fetched(positions) or self._reader.look(positions, count, block_ms)
+        if len(found.events) >= MUCH and not found.behind:
+            after = {**positions, **found.ends}
+            self._next = after, self._thread.submit(self._reader.look, after, count)
+        return found
+
+    def _fetched(self, positions: Mapping[int, str]) -> Reading | None:
+        """What was read ahead, if it begins at these positions and is not nothing."""
+        if self._next is None:
+            return None
+        (after, reading), self._next = self._next, None
+        found = reading.result()
+        return found if found and after == positions else None
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
 
 
 def _merge(topics: Sequence[Entries], count: int) -> tuple[Entries, bool]:

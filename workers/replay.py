@@ -8,6 +8,7 @@ one write, and gives the partitions back. Nothing is exported: sinks are no cons
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import time
@@ -24,7 +25,7 @@ from engine.lag import HANDLED
 from workers.consume import BATCH, COUNT, Commit, handle, latest, live_generation
 from workers.consumer import Consumer, consumers
 from workers.history import history, lake_positions
-from workers.reading import LogReader
+from workers.reading import Ahead, LogReader
 from workers.runtime import Runtime
 from workers.tenure import Keeper, LostOwnership, Ownership
 
@@ -142,7 +143,13 @@ class Replay:
 
     def _from_log(self) -> None:
         """The log beyond that, until the shadow stands where the live projection does."""
-        reader = LogReader(self._run.log, self._run.keys, self._partitions, self._cls.topics)
+        with contextlib.closing(
+            Ahead(LogReader(self._run.log, self._run.keys, self._partitions, self._cls.topics))
+        ) as reader:
+            self._follow(reader)
+        self._commit_batch([], self._positions)
+
+    def _follow(self, reader: Ahead) -> None:
         while True:
             bound = self._live_positions()
             left = {p: self._positions[p] for p, id_ in bound.items() if order(self._positions[p]) < order(id_)}
@@ -155,7 +162,6 @@ class Replay:
             for partition, end in found.ends.items():
                 reached = min(end, bound.get(partition, START), key=order)
                 self._positions[partition] = max(self._positions[partition], reached, key=order)
-        self._commit_batch([], self._positions)
 
     def _apply(self, events: Iterable[Event]) -> None:
         batch: list[Event] = []
