@@ -270,7 +270,7 @@ def test_a_slot_that_moves_is_followed(tmp_path: Path, prefix: str) -> None:
         with World(servers[0].url, prefix) as world:
             assert world.beat(limit=1)["decision"] == "allow"
             keys = world.keys.account("a")
-            slot = key_slot(keys.sessions.encode())
+            slot = key_slot(keys.leases.encode())
             source = next(c for c in clients if c.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot))
             target = next(c for c in clients if c is not source)
             ids = {c: c.execute_command("CLUSTER", "MYID").decode() for c in clients}

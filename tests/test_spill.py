@@ -239,6 +239,7 @@ def test_a_process_takes_them_to_disk_and_back(own_server: Server, tmp_path: Pat
             assert api.beat(token, "s1", "d1", content=f"title-{n % 2}", seq=n)["decision"] == "allow"
         wait_for(lambda: list(spool.glob("events/*/*.jsonl")), "they are on disk")
         wait_for(mirror, "they are back")
+        mirror()  # what came back after it had looked
         assert 'pulsegate_spilled_events_total{fate="applied"}' in api.get("/metrics").text
     views = Counter((event["type"], event["view"]) for event in found if event["type"].startswith("view_"))
     assert views == {("view_start", n): 1 for n in range(1, FULL + 1)} | {("view_end", n): 1 for n in range(1, FULL)}
