@@ -27,6 +27,7 @@ from api.heartbeats import Heartbeats
 from api.http import INTERNAL, Cors, error_answer, log_bug, request_id, send_error
 from api.routes import Routes
 from api.services import Services
+from api.streams import Streams
 from engine import lag, layout
 from engine.ask import Asks
 from engine.bad import BadEvents
@@ -39,6 +40,7 @@ from engine.metrics import Metrics
 from engine.outages import Announcer, Outage, cancel, every
 from engine.plans import PlanFile
 from engine.projected import answered
+from engine.published import Published
 from engine.revocations import Revocations
 from engine.router import Router, connect
 from engine.settings import Settings
@@ -59,6 +61,8 @@ _PLAYER_ROUTES = (
     "/v1/events",
     "/v1/resume",
     "/v1/views",
+    "/v1/trending",
+    "/v1/contents/",
 )
 _SLOW_EVERY_S = 5.0
 # redis-py's client serves chores and administration; the hot path has deadlines of its own.
@@ -122,7 +126,7 @@ class App:
             log_answer(route, scope["method"], status, identity, seconds)
 
     @asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[dict[str, Any]]:
         settings, metrics = self._settings, self._metrics
         configure(settings.log_level)
         keys, outage = Keys(settings.prefix, settings.partitions), Outage()
@@ -149,6 +153,8 @@ class App:
         await announcer.announce()
         bad = BadEvents(log_client, keys, settings.bad_max, metrics)
         asks = Asks(settings.log_redis_url or (settings.redis_url if log_client is not None else ""), keys)
+        published = Published(log_client, keys)
+        streams = Streams(settings, published, metrics)
         services = Services(
             settings,
             keys,
@@ -164,6 +170,8 @@ class App:
             bad,
             asks,
             self._cors,
+            published,
+            streams,
         )
         hot = Heartbeats(services)
         app.router.routes.extend(Routes(services, hot).all())
@@ -193,15 +201,17 @@ class App:
                 metrics.flows(await answered(lag.look(log_client, keys, settings.groups)))
 
         slow = asyncio.create_task(every(_SLOW_EVERY_S, backlog.look, take, flow))
+        lists = asyncio.create_task(published.follow())
         upkeep = asyncio.create_task(every(1.0, plans.refresh, revocations.refresh, tokens.refresh_keys))
         _settle_garbage()
         log.info("serving", extra={"pid": os.getpid(), "cluster": type(client).__name__ == "RedisCluster"})
         try:
-            yield
+            yield {"closing": streams.close}
         finally:
-            for task in (fast, back, slow, upkeep):
+            for task in (fast, back, slow, lists, upkeep):
                 await cancel(task)
             await _sign_off(announcer)
+            await decisions.close()
             await bad.close()
             await router.close()
             await client.aclose()

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from api import openapi_admin, openapi_events, openapi_history
+from api import openapi_admin, openapi_audience, openapi_events, openapi_history
 from engine.wire import (
     EVENT_TYPE,
     EVENTS_MAX,
@@ -41,7 +41,7 @@ INFO = """Players send a heartbeat every 10 s; the answer says whether the strea
 Times end in `_at` and are ms since the epoch; durations end in their unit. Every error is
 `{"error": {"code", "message", "field"}}`: `code` is stable, `field` says what to correct (`body`, `authorization`,
 `path` and `method` stand for those parts of the request). Bodies are read as JSON whatever their content type, and
-unknown fields in them are kept, not refused; an integer is written without fraction or exponent. A body over its limit (64 KiB, `/v1/events` 1 MiB) is answered 413 before it is parsed, a
+unknown fields in them are kept, not refused; an integer is written without fraction or exponent. A body over its limit (64 KiB, `/v1/events` and `/v1/contents` 1 MiB) is answered 413 before it is parsed, a
 method a route does not have 405 with `Allow`. `HEAD` answers like `GET`, without a body. All player routes answer
 CORS preflight (`OPTIONS`, 204). Every answer but preflight's carries `X-Request-Id`, the caller's own if it sent one;
 a successful heartbeat only then."""
@@ -338,6 +338,36 @@ def _history_paths() -> Schema:
     }  # fmt: skip
 
 
+def _audience_paths() -> Schema:
+    audience, content = openapi_audience, _path("content", "film-1")
+    listed = _ok("Trending", some=audience.LIST, none=audience.NOTHING)
+    events = {200: {"description": "Server-sent events", "headers": _headers(), "content": {
+        "text/event-stream": {"schema": {"type": "string"}, "example": audience.EVENT}}}}  # fmt: skip
+    unknown = {404: _error("Nobody has said anything of this content", "not_found", "content")}
+    return {
+        "/v1/trending": {"get": _operation(
+            "trending", "What is trending, or popular, now", listed, 400, 401, 403, 503, parameters=audience.lists_query(),
+            description=audience.LISTED,
+        )},
+        "/v1/trending/stream": {"get": _operation(
+            "trendingStream", "The same, as it is published", events, 400, 401, 403, 503, parameters=audience.stream_query(),
+            security=[{"bearer": []}, {"query": []}], description=audience.STREAMED,
+        )},
+        "/v1/contents": {"post": _operation(
+            "contents", "Titles, runtimes, providers, and what lists must not show", _ok("Said", one={"accepted": 1}), 400, 401,
+            403, 413, 503, requestBody=audience.contents_body(), description=audience.SAID,
+        )},
+        "/v1/contents/{content}": {"get": _operation(
+            "content", "What is known of a content", _ok("Entry", one=audience.ENTRY) | unknown, 400, 401, 403, 503,
+            parameters=content, description="A player's token, or a service token (scope `read`).",
+        )},
+        "/v1/contents/{content}/audience": {"get": _operation(
+            "audience", "How many watch a content", _ok("Audience", one=audience.AUDIENCE), 400, 401, 403, 503,
+            parameters=[*content, *audience.audience_query()], description=audience.AUDIENCED,
+        )},
+    }  # fmt: skip
+
+
 def _admin_paths() -> Schema:
     later = _ok("Job", 202, later={"job": openapi_admin.JOB})
     patience = "202 if the worker takes longer; then ask for the job. A service token (scope `{}`) only."
@@ -465,11 +495,17 @@ def document() -> dict[str, Any]:
         "info": {"title": "Pulsegate", "version": version("pulsegate"), "description": INFO},
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}],
-        "paths": _player_paths() | _history_paths() | _admin_paths() | _backend_paths() | _operation_paths(),
+        "paths": _player_paths()
+        | _history_paths()
+        | _audience_paths()
+        | _admin_paths()
+        | _backend_paths()
+        | _operation_paths(),
         "components": {
             "schemas": _requests()
             | _answers()
             | openapi_admin.schemas()
+            | openapi_audience.schemas()
             | openapi_events.schemas()
             | openapi_history.schemas(),
             "headers": {"X-Request-Id": identity},

@@ -1,7 +1,11 @@
-"""uvicorn's HTTP protocol, except that an answer's header and body leave in one write instead of two.
+"""uvicorn's HTTP protocol, except that an answer's header and body leave in one write instead of two, and that streams can
+be ended.
 
 A write is a system call and a packet, about a tenth of what an answer costs. uvicorn writes the header as soon as it
 has it; here it waits for the body, at most until the event loop's next turn.
+
+A request's `scope["state"]` has its `transport`: a stream must know when its reader takes nothing, and be able to let go of it.
+When the server stops, `closing` in the lifespan's state is called, because uvicorn waits for answers under way.
 """
 
 from __future__ import annotations
@@ -17,6 +21,12 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
+        self.app_state = self.app_state | {"transport": self.transport}
+
+    def shutdown(self) -> None:
+        if closing := self.app_state.get("closing"):
+            closing()
+        super().shutdown()
 
 
 class _Joined:

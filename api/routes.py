@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from api.admin import Admin
 from api.asking import identifier
+from api.contents import Contents
 from api.edge import METHODS as EDGE_METHODS
 from api.edge import Edge
 from api.events import ROUTE as EVENTS_ROUTE
@@ -23,6 +24,7 @@ from api.http import bearer, json_response, read_body, token_of
 from api.openapi import document
 from api.resume import Resume
 from api.services import Services
+from api.trending import Trending
 from api.views import Views
 from engine.errors import BadRequest
 from engine.metrics import CONTENT_TYPE
@@ -58,6 +60,7 @@ class Routes:
         self._edge = Edge(services)
         self._events = Events(services)
         self._resume, self._views = Resume(services), Views(services)
+        self._trending, self._contents = Trending(services), Contents(services)
         self._admin = Admin(services)
 
     def all(self) -> list[Route]:
@@ -74,6 +77,8 @@ class Routes:
             *self._admin.routes(),
             *self._resume.routes(),
             *self._views.routes(),
+            *self._trending.routes(),
+            *self._contents.routes(),
             Route("/v1/signals", self.signals, methods=["POST"]),
             Route("/v1/edge/authorize", self._edge.authorize, methods=["GET", "POST"]),
             Route("/v1/edge/authorize/{original:any}", self._edge.authorize, methods=EDGE_METHODS),

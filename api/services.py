@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
 from api.http import Cors
+from api.streams import Streams
 from engine.ask import Asks
 from engine.bad import BadEvents
 from engine.decisions import Decisions
@@ -16,6 +17,7 @@ from engine.keys import Keys
 from engine.metrics import Metrics
 from engine.outages import Outage
 from engine.plans import PlanFile
+from engine.published import Published
 from engine.revocations import Revocations
 from engine.router import Router
 from engine.settings import Settings
@@ -39,6 +41,8 @@ class Services:
     bad: BadEvents
     asks: Asks
     cors: Cors
+    published: Published
+    streams: Streams
 
     def player(self, token: str) -> Claims:
         """The claims of a player's token. Raises Unauthorized, or Forbidden for a service token."""

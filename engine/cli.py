@@ -19,6 +19,7 @@ _WORKERS = {
     "dead": "events that a sink or consumer could not handle: list, replay, drop",
     "drain": "works one background job until nothing is left, and says how fast that was",
     "new-consumer": "writes a consumer to start from, with its test",
+    "verify": "recounts who watches what from the sessions, and compares",
     "replay": "builds projections anew from lake and log, and compares or swaps them",
     "status": "lag, totals and dead letters of consumers and sinks",
 }

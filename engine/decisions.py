@@ -6,6 +6,8 @@ answers `allow` with `degraded: true` (a paying viewer is not punished for our o
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from time import perf_counter, time
@@ -13,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from engine import scripts, tracking
+from engine import scripts, tracking, viewers
 from engine.completion import Thresholds, completed_point
 from engine.errors import BadRequest, Conflict, Forbidden, NotFound, Overloaded, Unavailable
 from engine.keys import Keys
@@ -25,6 +27,8 @@ from engine.settings import Settings
 from engine.spool import Spool
 from engine.tokens import Claims
 from engine.wire import RANKS, STATE_NAMES, STATES, Heartbeat, Signal, Stop, Takeover
+
+log = logging.getLogger(__name__)
 
 Decision = dict[str, Any]
 
@@ -65,6 +69,8 @@ class Decisions:
         self._sessions = scripts.load("sessions")
         self._remember = scripts.load("remembered")
         self._track = scripts.load("track")
+        self._viewers = scripts.load("viewers")
+        self._counting: set[asyncio.Future[Any]] = set()
 
     # the calls
 
@@ -110,6 +116,8 @@ class Decisions:
                 known = {name: getattr(claims, name) for name in SPOOLED}
                 self._spool.put({"at": int(time() * 1000), "claims": known, "body": body.decode()})
             return self._degraded(beat.session, claims, interval)
+        if at == "":
+            self._count_viewer(account, beat.content, reply)
         return self._decision(beat.session, claims, reply, interval, beat.seq)
 
     async def check(
@@ -156,6 +164,7 @@ class Decisions:
         reply = await self._run(self._takeover, keys, args)
         if reply[0] == UNKNOWN_TARGET:
             raise NotFound("no such running session", code="unknown_session", field="stop")
+        self._count_viewer(account, "", reply)
         return self._decision(session, claims, reply, s.interval_ms)
 
     async def signal(self, signal: Signal, data: bytes, claims: Claims | None = None) -> Decision:
@@ -180,6 +189,7 @@ class Decisions:
             reply = await self._run(self._signal, keys, args)
         except Unavailable:
             return self._degraded(signal.session or born, named, self._settings.interval_ms)
+        self._count_viewer(signal.account, signal.content, reply)
         return self._decision(signal.session or born, named, reply, self._settings.interval_ms)
 
     async def sessions(self, account: str) -> list[dict[str, Any]]:
@@ -230,6 +240,11 @@ class Decisions:
             return False
         return True
 
+    async def close(self) -> None:
+        """Waits for what was sent without waiting for it."""
+        if self._counting:
+            await asyncio.wait(self._counting)
+
     # the parts
 
     def _common(self, account: str) -> tuple[Arg, ...]:
@@ -251,6 +266,27 @@ class Decisions:
         finally:
             self._inflight -= 1
             self._metrics.redis_took(perf_counter() - started)
+
+    def _count_viewer(self, account: str, content: str, reply: list[Any] | int) -> None:
+        """Where the reply says so, counts the account among a content's distinct viewers, without waiting for it: one that is
+        lost with Redis is made up for five minutes later."""
+        if isinstance(reply, int):
+            if reply >= 0:
+                return
+        elif len(reply) > 5 and reply[5]:
+            content = reply[5].decode()
+        else:
+            return
+        now = int(self._now() or time() * 1000)
+        call = self._executor.run(self._viewers, viewers.marked(self._keys, content, now), (account, *viewers.KEEP_MS))
+        task = asyncio.ensure_future(call)
+        self._counting.add(task)
+        task.add_done_callback(self._counted)
+
+    def _counted(self, task: asyncio.Future[Any]) -> None:
+        self._counting.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), Unavailable):
+            log.debug("viewer", extra={"why": error.message})
 
     def _stretch(self) -> float:
         """Under load players are asked to come less often, and their leases live longer to match."""
@@ -321,7 +357,9 @@ class Decisions:
     # answers
 
     def _decision(self, session: str, claims: Claims, reply: list[Any] | int, interval: int, seq: int = -1) -> Decision:
-        code, expires, last_seq, duplicate, detail = (ALLOW, reply, seq, 0, b"") if isinstance(reply, int) else reply
+        if isinstance(reply, int):
+            reply = [ALLOW, abs(reply), seq, 0, b""]
+        code, expires, last_seq, duplicate, detail, *_ = reply
         allowed = code == ALLOW
         if allowed and not detail:
             self._metrics.allowed()

@@ -13,8 +13,12 @@ Everything an account owns carries its partition's hash tag, so one script write
 | pg:{p17}:seen:<account>:<day>    | set    | 8-byte digests of the tracking events of that day (UTC)      | at the end of the next day | 11–18 an event; 45 above 127 a day |
 | pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | behind what the log has on disk |       |
 | pg:{p17}:held                    | hash   | rule → leases held in this partition                        | never, a field a rule |      |
+| pg:{p17}:audience                | zset   | `<kind>\\t<content>\\t<provider>` → views watched now in this partition; with `\\t@` → accounts | with its last view | 40 an entry |
+| pg:{p17}:deltas                  | hash   | the same → change since the last claim                      | by the next claim, in seconds | |
+| pg:{p17}:claimed                 | hash   | the same → change in the claim under way; field '' is its number | by the next claim | |
 | pg:{p17}:spill                   | list   | events that found the outbox full, until an API process has them on its disk | by that, in seconds; the newest `outbox_max` are kept | 400 an event |
 | pg:{p17}:lost                    | string | events pushed out of a full spill, ever                     | never                |       |
+| pg:{c:<content>}:viewers:5m:<n>, :1h:<n> | HLL | accounts that watched in these 5 minutes (ms ÷ 300,000), this hour | 65 min, 25 h after the last new one | 100–3,000 up to about 1,000 accounts, then 12,000 |
 | pg:{api}:processes               | zset   | API process → last announcement (ms)                        | when it has vanished |       |
 | pg:{api}:outage                  | hash   | began, ended, last (ms)                                     | never, three fields  |       |
 | pg:{api}:revoked                 | zset   | revoked token id (`jti`) → when it may be forgotten (s)     | trimmed on write     |       |
@@ -35,6 +39,17 @@ The log Redis, which is never a cluster, holds:
 | pg:{log}:bad                     | stream | rejected tracking events, each with the reason              | newest 100,000 kept  |       |
 | pg:{log}:backoff:<sink>          | hash   | failures in a row, why, `until` (ms) it is left alone, by group | 2 h after the last failure | |
 | pg:{log}:flight:<sink>           | hash   | group → JSON: the batch under way, as positions after it     | when it has arrived  |       |
+| pg:{trending}:totals             | hash   | `<kind>\\t<content>\\t<provider>` → views watched now       | with the last view   | 60 an entry |
+| pg:{trending}:accounts           | hash   | the same → accounts now: one counts once however many views it has | with the last view | 60 an entry |
+| pg:{trending}:applied            | hash   | partition → number of the last claim in the totals; `recounts` | never, a field a partition | |
+| pg:{trending}:recount, :recounted | hash, set | the totals added up anew, and the partitions that are in  | when all are         |       |
+| pg:{trending}:list:<kind>:<rank>[:<provider>] | string | a published list, JSON; all of them are written at once | overwritten | 25,000 a list |
+| pg:{trending}:published          | channel | ms when lists were published; `contents` when the catalogue changed | | |
+| pg:{trending}:state              | hash   | kind, provider, part → what a detector has learned (engine/trending/state.py); `version` | with its scope | 24 a content, 336 with its week |
+| pg:{trending}:providers          | set    | providers that occur in the totals                          | overwritten          |       |
+| pg:{trending}:contents           | hash   | content → JSON {kind, title, runtime (s), provider, hidden}: the catalogue | when it is removed | 100–200 a content |
+| pg:{trending}:contents:version   | string | counts the changes of the catalogue                         | never                |       |
+| pg:{trending}:series:<kind>:<content> | string | views watched, one 6-byte slot a minute for 6 h (engine/audience.py); `series::` has the sum of all | a day after the last | 2,700 a content |
 | pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
 | pg:{work}:groups                 | string | into how many groups those at work divide the partitions    | 10 s after the last of them | |
 
@@ -107,6 +122,15 @@ class Keys:
     def outbox(self, partition: int) -> str:
         return f"{self._bases[partition]}:outbox"
 
+    def audience(self, partition: int) -> str:
+        return f"{self._bases[partition]}:audience"
+
+    def deltas(self, partition: int) -> str:
+        return f"{self._bases[partition]}:deltas"
+
+    def claimed(self, partition: int) -> str:
+        return f"{self._bases[partition]}:claimed"
+
     def spill(self, partition: int) -> str:
         return f"{self._bases[partition]}:spill"
 
@@ -161,6 +185,57 @@ class Keys:
     def queue(self, name: str) -> str:
         """The name of one of RQ's queues: tenures, exports, asks."""
         return f"{self.prefix}:{name}"
+
+    def viewers(self, content: str, window: str, number: int) -> str:
+        """The accounts that watched a content in one bucket: `window` is 5m or 1h, `number` ms ÷ its length."""
+        return f"{self.prefix}:{{c:{content}}}:viewers:{window}:{number}"
+
+    @property
+    def totals(self) -> str:
+        return f"{self.prefix}:{{trending}}:totals"
+
+    @property
+    def accounts(self) -> str:
+        return f"{self.prefix}:{{trending}}:accounts"
+
+    @property
+    def applied(self) -> str:
+        return f"{self.prefix}:{{trending}}:applied"
+
+    @property
+    def recount(self) -> str:
+        return f"{self.prefix}:{{trending}}:recount"
+
+    @property
+    def recounted(self) -> str:
+        return f"{self.prefix}:{{trending}}:recounted"
+
+    def trending_list(self, kind: str, rank: str, provider: str = "") -> str:
+        return f"{self.prefix}:{{trending}}:list:{kind}:{rank}{provider and ':' + provider}"
+
+    @property
+    def trending_state(self) -> str:
+        return f"{self.prefix}:{{trending}}:state"
+
+    @property
+    def published(self) -> str:
+        """A channel."""
+        return f"{self.prefix}:{{trending}}:published"
+
+    @property
+    def providers(self) -> str:
+        return f"{self.prefix}:{{trending}}:providers"
+
+    @property
+    def contents(self) -> str:
+        return f"{self.prefix}:{{trending}}:contents"
+
+    @property
+    def contents_version(self) -> str:
+        return f"{self.prefix}:{{trending}}:contents:version"
+
+    def series(self, kind: str = "", content: str = "") -> str:
+        return f"{self.prefix}:{{trending}}:series:{kind}:{content}"
 
     @property
     def groups(self) -> str:

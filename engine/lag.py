@@ -41,7 +41,7 @@ class Flow:
     mirrored: dict[str, int]
     """Topic → events appended to the log ever."""
     owners: dict[str, int]
-    """Sweep, mirror, maintain → groups that somebody works on now."""
+    """Sweep, mirror, maintain, trending → groups that somebody works on now."""
     bad: int
     lags: list[Lag]
 
@@ -66,7 +66,7 @@ async def look(log: Redis, keys: Keys, groups: int) -> Flow:
         for name in jobs:
             pipe.hgetall(cursors[name])
             pipe.xlen(keys.dead(name))
-        owned = ["sweep", "mirror", "maintain", *jobs.values()]
+        owned = ["sweep", "mirror", "maintain", "trending", *jobs.values()]
         for job in owned:
             pipe.exists(*(keys.owner(job, group) for group in range(groups)))
         mirrored, bad, *rest = await pipe.execute()

@@ -143,6 +143,12 @@ class Metrics:
         self.bad_kept = Gauge(
             "pulsegate_bad_events_kept", "Rejected tracking events kept.", registry=r, multiprocess_mode="mostrecent"
         )
+        self.stream_readers = Gauge(
+            "pulsegate_stream_readers", "Readers of /v1/trending/stream.", registry=r, multiprocess_mode="livesum"
+        )
+        self.slow_readers = PromCounter(
+            "pulsegate_slow_readers", "Readers of a stream that took nothing for too long.", registry=r
+        )
         self.plans_broken = Gauge(
             "pulsegate_plans_broken", "1 while the plans file cannot be read.", registry=r, multiprocess_mode="max"
         )

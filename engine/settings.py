@@ -140,6 +140,13 @@ class Settings:
     events_body_max_bytes: int = _f(2**20, "largest body of POST /v1/events", low=1024)
     bad_max: int = _f(100_000, "rejected tracking events kept, about; the oldest go first", low=1)
 
+    # streams of lists
+    streams_max: int = _f(1_000, "readers of /v1/trending/stream per API process; more are answered 503", low=0)
+    stream_slow_s: float = _f(5.0, "a reader that takes nothing for so many seconds is disconnected", low=0.1, high=60)
+    stream_max_s: float = _f(
+        3_600.0, "a stream ends after so many seconds, and the reader connects again", low=0.01, high=86_400
+    )
+
     # the lake
     lake_dir: str = _f("", "directory of the lake (Parquet files); `pulsegate run` sets it; empty: no lake")
     lake_roll_s: float = _f(5.0, "events gather this long before they are written to the lake", low=0, high=300)
@@ -157,7 +164,7 @@ class Settings:
         5_000, "events in an outbox above which plain heartbeats are thinned: no mirror is at work", low=10
     )
     outbox_max: int = _f(20_000, "events in an outbox above which lifecycle events wait on the API's disk", low=10)
-    worker_processes: int = _f(5, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
+    worker_processes: int = _f(6, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
     export_processes: int = _f(
         1,
         "worker processes for exports only; with several sinks as many, so that a slow one delays no other",
@@ -170,6 +177,40 @@ class Settings:
         600, "events stay in the log at least this long, and until every projection and the lake has them", low=0
     )
     tenure_s: float = _f(20.0, "seconds a tenure lasts before it hands over", low=1)
+
+    # trending (docs/trending.md)
+    trending_live_fast_s: float = _f(5.0, "half-life of what is observed of live channels, seconds", low=0, high=600)
+    trending_vod_fast_s: float = _f(20.0, "half-life of what is observed of VOD titles, seconds", low=0, high=600)
+    trending_slow_s: float = _f(
+        1800.0,
+        "half-life of the slow average, seconds: after about so long a surge is the new normal",
+        low=60,
+        high=86_400,
+    )
+    trending_margin: float = _f(
+        0.2, "share above its usual audience that a content may have unsurprisingly", low=0, high=5
+    )
+    trending_softening: float = _f(10.0, "viewers added to the expectation under the root", low=1, high=10_000)
+    trending_enter: float = _f(5.0, "score from which a content is listed", low=0.1, high=1000)
+    trending_leave: float = _f(2.5, "score below which it is listed no more; below trending_enter", low=0, high=1000)
+    trending_accounts_min: int = _f(10, "distinct accounts in five minutes without which nothing is listed", low=1)
+    trending_newcomer: float = _f(20.0, "viewers expected of a content in its first day", low=0, high=1e6)
+    trending_warmup_s: float = _f(
+        60.0, "seconds for which counts are watched before anything is listed, once per deployment", low=0, high=86_400
+    )
+    trending_week_weight: float = _f(
+        0.4, "weight of the newest week in the profile by hour of the week", low=0.01, high=1
+    )
+    trending_popular_s: float = _f(
+        86_400.0, "window of popular: the mean age of an hour viewed", low=60, high=31_536_000
+    )
+    trending_forget_days: float = _f(15.0, "days unwatched after which a content is new again", low=8, high=365)
+    trending_providers_max: int = _f(
+        20, "providers with lists of their own, for each kind the most watched", low=0, high=500
+    )
+    trending_contents_max: int = _f(
+        50_000, "contents known of a kind; those missed least go first", low=16, high=1_000_000
+    )
 
     # exports: the webhook (docs/exports.md)
     webhook_url: str = _f("", "where events are posted (https://…); empty: nowhere")
@@ -229,6 +270,10 @@ class Settings:
             )
         if self.webhook_url and len(self.webhook_secret.encode()) < 32:
             raise ConfigError("PULSEGATE_WEBHOOK_SECRET must be at least 32 bytes", field="PULSEGATE_WEBHOOK_SECRET")
+        if not self.trending_leave < self.trending_enter:
+            raise ConfigError(
+                "PULSEGATE_TRENDING_LEAVE must be below PULSEGATE_TRENDING_ENTER", field="PULSEGATE_TRENDING_LEAVE"
+            )
         if not self.outbox_high <= self.outbox_max:
             raise ConfigError(
                 "PULSEGATE_OUTBOX_HIGH must not exceed PULSEGATE_OUTBOX_MAX",

@@ -1,6 +1,6 @@
 """`make bench`: speed and size, each beside what it is compared to, measured in one run.
 
-    python -m loadtest.bench [--quick] [--json FILE] [--server COMMAND] [--libc] [http] [script] [growth] [flow] [fresh]
+    python -m loadtest.bench [--quick] [--json FILE] [--server COMMAND] [--libc] [http] [script] [growth] [audience] [flow] [fresh]
 
 Repetitions alternate between what is compared, so that a noisy neighbour hits both; figures are `median (min–max)`.
 It fails if an answer is wrong, never because it was slow. See docs/benchmarks.md.
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from loadtest import bench_flow, bench_fresh, bench_http, bench_redis
+from loadtest import bench_audience, bench_flow, bench_fresh, bench_http, bench_redis
 from loadtest.bench_rig import MEMORY_ONLY, BenchError, jemalloc, pin_self, valkey, workplace
 from loadtest.bench_table import table
 
@@ -28,6 +28,7 @@ PARTS = {
         bench_redis.script_cost,
     ),
     "growth": ("Memory and growth, one session an account, outboxes emptied", bench_redis.growth),
+    "audience": ("Audience and trending, a million sessions over 20,000 contents", bench_audience.measure),
     "fresh": (
         "From acknowledged to readable, at 2,000 heartbeats/s (the whole deployment and the load on all cores)",
         bench_fresh.measure,

@@ -10,7 +10,7 @@ import ast
 import random
 import re
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -22,6 +22,7 @@ from loadtest.bench_rig import PARTITIONS, BenchError, Place, Valkey, api
 
 ACCOUNT, SESSION, DEVICE = "acct-%07d", "5e551000-0000-4000-8000-%012x", "%016x"
 LONG_DEVICE = "de71ce00-0000-4000-8000-%012x"
+CONTENT = "title-%05d"
 SAMPLE = 8_765_432
 SEQ, POSITION_S = 4711, 1386.5
 WATCHED_BEATS = 140
@@ -99,9 +100,9 @@ class _Monitor:
         self._socket.close()
 
     def call(self, account: bytes) -> list[bytes]:
-        """The next script call a client makes for the account."""
+        """The next decision that a client asks for about the account."""
         while line := self._lines.readline():
-            if b'"EVALSHA"' in line and account in line and b" lua]" not in line:
+            if b'"EVALSHA"' in line and account in line and b":outbox" in line and b" lua]" not in line:
                 return [ast.literal_eval('b"' + part.decode("ascii") + '"') for part in _TOKENS.findall(line)]
         raise BenchError("the server closed the MONITOR stream")
 
@@ -109,11 +110,14 @@ class _Monitor:
 class Replay:
     """Sends captured heartbeats for sessions 0…n-1, one session an account, over one connection of its own."""
 
-    def __init__(self, server: Valkey, captured: Captured, device: str = DEVICE) -> None:
+    def __init__(
+        self, server: Valkey, captured: Captured, device: str = DEVICE, content: Callable[[int], int] = lambda _: 1
+    ) -> None:
+        """`content` says what a session watches, a number below 100,000."""
         self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=120)
         self._reader = hiredis.Reader()
         self._templates = [_template(captured, tag, device) for tag in captured.tags]
-        self._device = device
+        self._device, self._content = device, content
         self._seq = -1
 
     def close(self) -> None:
@@ -130,7 +134,7 @@ class Replay:
         session, device = SESSION % n, self._device % n
         values = {
             b"account": (ACCOUNT % n).encode(), b"session": session.encode(), b"device": device.encode(), b"seq": b"%04d" % self._seq,
-            b"ms": b"%d" % (position * 1000), b"s": b"%.1f" % position,
+            b"ms": b"%d" % (position * 1000), b"s": b"%.1f" % position, b"content": (CONTENT % self._content(n)).encode(),
         }  # fmt: skip
         return self._templates[n % len(self._templates)] % values
 
@@ -166,7 +170,7 @@ def _template(captured: Captured, tag: bytes, device: str) -> bytes:
     packed: bytes = hiredis.pack_command(call).replace(b"%", b"%%")
     for text, name in (
         (ACCOUNT % SAMPLE, b"account"), (SESSION % SAMPLE, b"session"), (device % SAMPLE, b"device"), (str(SEQ + 1), b"seq"),
-        (f"{POSITION_S * 1000:.0f}", b"ms"), (f"{POSITION_S:.1f}", b"s"),
+        (f"{POSITION_S * 1000:.0f}", b"ms"), (f"{POSITION_S:.1f}", b"s"), (CONTENT % 1, b"content"),
     ):  # fmt: skip
         if text.encode() not in packed:
             raise BenchError(f"the captured call lacks {name.decode()} {text}")

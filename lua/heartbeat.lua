@@ -21,6 +21,7 @@
 -- ARGV[16...] events     the player's own events in pairs: type, JSON from "account" on
 -- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; detail is JSON or '' (lib/reply.lua). What nearly every
 -- heartbeat is answered, {0, lease_expires_at, its seq, 0, ''}, is said by lease_expires_at alone: a list costs Redis 0.7 µs.
+-- Negative: it has begun another five minutes and is to be counted as a viewer.
 
 -- @include clock find
 local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
@@ -75,6 +76,7 @@ if text then
       call('XADD', KEYS[3], '*', 'e', '{"type":"heartbeat' .. head .. '"watched_ms":' .. watched .. ',' .. ARGV[14])
     end
     for i = 16, #ARGV, 2 do call('XADD', KEYS[3], '*', 'e', '{"type":"' .. ARGV[i] .. head .. ARGV[i + 1]) end
+    if (now - started) % 300000 < elapsed then return -expires end
     return expires
   end
 end

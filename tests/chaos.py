@@ -210,7 +210,10 @@ class Chaos:
         try:
             with api, self._workers, self._scheduler:
                 self._storm(api, seconds)
+                # While views still go on, and when all have ended.
+                self._check_audience(api)
                 self._settle(api)
+                self._check_audience(api)
                 self._check(api)
         finally:
             self._receiver.close()
@@ -353,6 +356,21 @@ class Chaos:
             cursor = answer.json()["next"]
             if not cursor:
                 return found
+
+    def _check_audience(self, api: ApiProcess) -> None:
+        """Sessions, partitions and totals agree; after a lost tail as soon as all partitions have been recounted."""
+        said: list[str] = []
+
+        def agreed() -> bool:
+            command = [sys.executable, "-m", "engine.cli", "verify", "audience"]
+            found = subprocess.run(command, env=api.env, cwd=ROOT, capture_output=True, text=True, check=False)
+            said[:] = [found.stdout + found.stderr]
+            return found.returncode == 0
+
+        try:
+            wait_for(agreed, "the audience is counted right", SETTLE_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {said[0]}") from None
 
     def _check(self, api: ApiProcess) -> None:
         in_log = Counter(self._log_ids())

@@ -12,7 +12,7 @@ import fakeredis
 import msgspec
 from redis import Redis
 
-from engine import scripts
+from engine import records, scripts
 from engine.decisions import Decisions
 from engine.embedded import VOLATILE, Server, free_port
 from engine.keys import Keys
@@ -153,6 +153,7 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         async def close() -> None:
+            await self.decisions.close()
             if self.router is not None:
                 await self.router.close()
             await self.client.aclose()
@@ -315,9 +316,5 @@ class World:
 
 def leases_of(members: list[tuple[bytes, float]], rule: str) -> dict[str, int]:
     """The same, of an account's set as Redis returns it (lua/lib/record.lua)."""
-    found = {}
-    for text, score in members:
-        session, _, life, ident = text.decode().split("\n")
-        if life.startswith("r") and rule in ident.split("\t")[6].split(","):
-            found[session] = int(score)
-    return found
+    found = [(records.read(text), int(score)) for text, score in members]
+    return {r.session: score for r, score in found if r.status == records.RUNNING and rule in r.rules}

@@ -237,8 +237,10 @@ class TestErase:
         slow._meet_servers()
         erase_account(run, "ann")
         for partition, entries in read:
+            slow._send([(partition, b"", entries)])
             with pytest.raises(LostOwnership):
-                slow._append([(partition, b"", entries)])
+                slow._receive()
+        slow._line.close()
         slow._disk.close()
         flow(run)
         assert state(run, "views") == {}

@@ -34,7 +34,8 @@ LIMIT = Settings().body_max_bytes
 ORIGIN = "https://player.example"
 PLAYER_ROUTES = [
     ("POST", "/v1/heartbeats"), ("GET", "/v1/check"), ("POST", "/v1/sessions/s/stop"), ("DELETE", "/v1/sessions/s"),
-    ("POST", "/v1/sessions/s/takeover"), ("GET", "/v1/accounts/a/sessions"),
+    ("POST", "/v1/sessions/s/takeover"), ("GET", "/v1/accounts/a/sessions"), ("GET", "/v1/trending"), ("GET", "/v1/trending/stream"),
+    ("GET", "/v1/contents/c/audience"),
 ]  # fmt: skip
 
 _accounts = itertools.count(1)

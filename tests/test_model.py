@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections import Counter
 from hashlib import blake2b
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from engine import records
 from engine.embedded import Server
 from engine.errors import NotFound
 from engine.partitions import partition_of
@@ -256,6 +258,7 @@ class Engine(RuleBasedStateMachine):
             return
         self._absorb()
         new, self.pending = self.pending, {name: [] for name in ACCOUNTS}
+        counted: Counter[str] = Counter()
         for account in ACCOUNTS:
             known = self.models[account]
             known.now = self.world.now
@@ -264,8 +267,12 @@ class Engine(RuleBasedStateMachine):
             members, *_ = self._dump(account)
             self._leases(known, "streams", leases_of(members, "streams"))
             self._leases(known, "live", leases_of(members, "live"))
+            watched = Counter(filter(None, (records.read(text).watched for text, _ in members)))
+            counted.update(watched)
+            counted.update(f"{what}\t@" for what in watched)
             self._deadline(known, self.world.deadlines(account).get(account))
             self._views(account, known, new[account])
+        self._audience(counted)
         for account in self.touched:
             running = {item["session"]: item for item in self.world.sessions(account)}
             assert running.keys() == self.models[account].running()
@@ -281,6 +288,34 @@ class Engine(RuleBasedStateMachine):
         live = sum(at > self.world.now for at in held.values())
         limit = next((r.limit for r in self.terms.rules if r.name == name), live)
         assert live <= limit or self.plan_changed, f"{live} leases under {name}, limit {limit}"
+
+    def _audience(self, counted: Counter[str]) -> None:
+        """The partitions' counts, and the changes nobody has claimed, are what the records add up to; only who has been paused
+        for long is not counted."""
+        places = sorted({partition_of(account, PARTITIONS) for account in ACCOUNTS})
+        keys, client = self.world.keys, self.world.client
+
+        async def read() -> tuple[Counter[str], Counter[str]]:
+            now: Counter[str] = Counter()
+            changes: Counter[str] = Counter()
+            pipe = client.pipeline(transaction=False)
+            for partition in places:
+                pipe.zrange(keys.audience(partition), 0, -1, withscores=True)
+                pipe.hgetall(keys.deltas(partition))
+            found = await pipe.execute()
+            for members, deltas in zip(found[::2], found[1::2], strict=True):
+                now.update({what.decode(): int(score) for what, score in members})
+                changes.update({what.decode(): int(more) for what, more in deltas.items()})
+            return now, changes
+
+        now, changes = self.world.run(read())
+        assert now == counted, f"counted {now}, recounted {counted}"
+        assert {what: n for what, n in changes.items() if n} == now
+        watching = sum(
+            s.phase is model.Phase.RUNNING and (s.paused_at is None or self.world.now < s.paused_at + model.PAUSED_KEEP)
+            for known in self.models.values() for s in known.sessions.values()
+        )  # fmt: skip
+        assert sum(n for what, n in now.items() if not what.endswith("\t@")) >= watching
 
     def _deadline(self, known: model.Account, deadline: float | None) -> None:
         """The sweep looks at every account that has a record, in time."""

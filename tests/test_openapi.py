@@ -34,9 +34,16 @@ EXAMPLES_PER_OPERATION = 60
 ACCOUNT = "ann"
 # What no schema can say, or 500 signals of a kilobyte each.
 UNSAID = re.compile(
-    r"printable characters|device is required where|got `float`|as double|exceeds \d+ bytes|cursor must be|from before to"
+    r"printable characters|device is required where|got `float`|as double|exceeds \d+ bytes|cursor must be|from before to|none of live"
 )
-SERVICE = ("/v1/signals", "/v1/tokens/revoke", "/v1/accounts/{account}", "/v1/jobs/{job}", "/v1/audit/blocks")
+SERVICE = (
+    "/v1/contents",
+    "/v1/signals",
+    "/v1/tokens/revoke",
+    "/v1/accounts/{account}",
+    "/v1/jobs/{job}",
+    "/v1/audit/blocks",
+)
 
 schema = schemathesis.openapi.from_dict(document())
 schema.config.generation.update(deterministic=True, with_security_parameters=False)
@@ -44,7 +51,13 @@ schema.config.generation.update(deterministic=True, with_security_parameters=Fal
 
 @pytest.fixture(scope="module")
 def api(single: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
-    settings = {"prefix": "openapi", "takeovers_max": 1_000_000, "resume_wait_ms": 10, "ask_wait_s": 0.05}
+    settings = {
+        "prefix": "openapi",
+        "takeovers_max": 1_000_000,
+        "resume_wait_ms": 10,
+        "ask_wait_s": 0.05,
+        "stream_max_s": 0.05,
+    }
     with ApiProcess(single.url, tmp_path_factory.mktemp("api"), **settings) as process:
         project(single)
         yield process
@@ -57,6 +70,7 @@ def project(server: Server) -> None:
     view = View("", "tv", "film-1", "vod", started_at=START - 9_000, last_seen_at=START)
     with Redis.from_url(server.url) as client:
         client.hset(resume.key(keys.projection("resume", 1), ACCOUNT), resume.field("", "film-1"), resume.encode(entry))
+        client.hset(keys.contents, "film-1", '{"title": "A film", "kind": "vod"}')
         space, name = keys.projection("views", 1), views.name_of("s-0", 1, START - 9_000)
         client.hset(space.key("of", ACCOUNT), name, views.encode(view))
         client.zadd(space.key("account", ACCOUNT), {name: START - 9_000})

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
             scheduler()
         case ["health", role] if role in ROLES:
             return health(role)
-        case ["replay" | "status" | "drain" | "new-consumer", *_]:
+        case ["replay" | "status" | "drain" | "verify" | "new-consumer", *_]:
             return commands.main(arguments)
         case ["dead", *rest]:
             return dead(rest)

@@ -26,6 +26,7 @@ from workers.consumer import consumers
 from workers.drain import drain, stop_on_signals
 from workers.replay import replay
 from workers.runtime import runtime
+from workers.verify import ACCOUNTS, verify
 
 _NAME = re.compile("[a-z][a-z0-9_]{0,31}")
 
@@ -64,7 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     drained.add_argument("--seize", action="store_true", help="take it over from the worker that owns it")
     drained.add_argument("--json", action="store_true")
     drained.set_defaults(do=_drain)
-    for command in (again, status, drained):
+
+    verified = commands.add_parser("verify", help="recounts who watches what from the sessions, and compares")
+    verified.add_argument("what", choices=["audience"])
+    verified.add_argument("--json", action="store_true")
+    verified.set_defaults(do=_verify)
+    for command in (again, status, drained, verified):
         command.add_argument("--data", type=Path, default=Path(".pulsegate"), help="directory of a `pulsegate run`")
 
     new = commands.add_parser("new-consumer", help="writes a consumer to start from, with its test")
@@ -114,6 +120,22 @@ def _drain(args: argparse.Namespace) -> int:
     found = drain(runtime(_settings(args)), args.job, args.group, seize=args.seize)
     print(orjson.dumps(found.to_json()).decode() if args.json else found.text())
     return 0 if found.complete else 1
+
+
+def _verify(args: argparse.Namespace) -> int:
+    found, differences = verify(runtime(_settings(args)))
+    if args.json:
+        print(orjson.dumps({"counts": found.sessions, "differences": differences}).decode())
+    else:
+        views = sum(n for what, n in found.sessions.items() if not what.endswith(ACCOUNTS))
+        print(f"audience: {views:,} views, {len(differences)} differences")
+        for what, (sessions, partitions, totals) in differences.items():
+            kind, content, provider, *accounts = what.split("\t")
+            of = "accounts" if accounts else "views"
+            print(
+                f"  {kind} {content} {provider}: {of} by sessions {sessions}, partitions {partitions}, totals {totals}"
+            )
+    return 1 if differences else 0
 
 
 def _new_consumer(args: argparse.Namespace) -> int:

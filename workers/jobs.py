@@ -7,6 +7,7 @@
 | consume-<name>    | all    | a projection: each class in `pulsegate.consumers`        |
 | export-<name>     | all    | a configured sink: each class in `pulsegate.sinks`       |
 | maintain          | one    | trims the log, tidies projections and lake, ends lost views |
+| trending          | one    | counts who watches what, all partitions together         |
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from workers.mirror import Mirror
 from workers.runtime import Runtime, runtime
 from workers.sweep import Sweep
 from workers.tenure import Ownership, Work, enqueue, serve
+from workers.trending import Trending
 
 BACKOFF_S = (1, 2, 5, 10, 30, 60, 120, 300, 600)
 """A tenure that fails is retried by RQ after so many seconds; then it stays in RQ's failure registry and the scheduler
@@ -34,7 +36,7 @@ def jobs(settings: Settings) -> list[str]:
     """The names of every job these settings ask for."""
     consume = [f"consume-{name}" for name in consumer.names()]
     export = [f"export-{name}" for name in sinks.configured(settings)]
-    return ["sweep", "mirror", "maintain", *consume, *export]
+    return ["sweep", "mirror", "maintain", "trending", *consume, *export]
 
 
 def work(run: Runtime, job: str, group: int, ownership: Ownership) -> Work:
@@ -47,6 +49,8 @@ def work(run: Runtime, job: str, group: int, ownership: Ownership) -> Work:
             return Mirror(run, group, ownership)
         case "maintain":
             return Maintain(run, ownership)
+        case "trending":
+            return Trending(run, ownership)
         case "consume":
             return Consume(run, group, ownership, consumer.load(name))
         case "export":
@@ -55,7 +59,7 @@ def work(run: Runtime, job: str, group: int, ownership: Ownership) -> Work:
 
 
 def groups(settings: Settings, job: str) -> range:
-    return range(1 if job == "maintain" else settings.groups)
+    return range(1 if job in ("maintain", "trending") else settings.groups)
 
 
 def queue_tenure(run: Runtime, job: str, group: int) -> None:

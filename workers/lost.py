@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from engine import scripts
+from engine import records, scripts
 from engine.events import order
 from engine.partitions import partition_of
 from workers.consume import live_generation
@@ -22,7 +22,6 @@ BATCH = 500
 SILENCE = 2
 """Lifetimes of silence after which the session Redis is asked; the sweep needs one and a second."""
 REQUEST_MS = 3_600_000
-_RUNS = ("r", "e", "t")
 
 
 class Lost:
@@ -66,12 +65,10 @@ class Lost:
     def _known(self, view: dict[str, Any]) -> bool:
         """Whether the session Redis has this very view: it goes on, or its end is in the outbox."""
         texts: Any = self._run.session.zrange(self._run.keys.account(view["account"]).leases, 0, -1)
-        for text in texts:
-            session, _, life, _ = text.decode().split("\n")
-            if session == view["session"] and life[0] in _RUNS:
+        for known in map(records.read, texts):
+            if known.session == view["session"] and known.status != records.BLOCKED:
                 # A number may come back after its record was forgotten, but not with the same beginning.
-                ordinal, _, _, started, *_ = life[1:].split("\t")
-                return (ordinal, started) == (str(view["view"]), str(view["started_at"]))
+                return (known.life["ordinal"], known.life["started"]) == (str(view["view"]), str(view["started_at"]))
         return False
 
     def _last_id(self, partition: int) -> str:

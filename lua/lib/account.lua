@@ -4,7 +4,7 @@
 -- Expects the locals account, leases_key and deadlines_key. Keys that are known only after reading (a tick's set, an
 -- account found by the sweep) are built here, under the same hash tag.
 local base = string.sub(deadlines_key, 1, -10)
-local records, texts, dirty, held = {}, {}, {}, {}
+local records, texts, dirty, held, before = {}, {}, {}, {}, {}
 
 -- Accounts due within the same quarter of a second share a set: a third of what a place in a sorted set costs. An
 -- account may stand in several; the sweep that finds it alive puts it into the one of its next deadline.
@@ -18,23 +18,55 @@ local function rules_of(r)
   return names
 end
 
--- `held` (rule -> leases more or fewer than when the account was read) is what the partition's counts move by.
-local function count_leases(step)
+-- The leases of the account move `held` (rule -> leases) by `step`. Returns what it watches: kind, content, provider -> views,
+-- without those that are paused for long.
+local function count(step)
+  local watched = {}
   for _, r in pairs(records) do
     if r.status == 'r' then
       for _, rule in ipairs(rules_of(r)) do held[rule] = (held[rule] or 0) + step end
+      if r.away == 0 then
+        local what = r.kind .. '\t' .. r.content .. '\t' .. r.provider
+        watched[what] = (watched[what] or 0) + 1
+      end
+    end
+  end
+  return watched
+end
+
+local function audience(what, more)
+  if more == 0 then return end
+  if tonumber(redis.call('ZINCRBY', base .. 'audience', more, what)) <= 0 then redis.call('ZREM', base .. 'audience', what) end
+  redis.call('HINCRBY', base .. 'deltas', what, more)
+end
+
+-- Moves the partition's counts by what has changed since the account was read (`before`): leases, views, and accounts, of which
+-- this one counts once however many views it has (`@`).
+local function write_counts()
+  local after = count(1)
+  for rule, more in pairs(held) do
+    if more ~= 0 then redis.call('HINCRBY', base .. 'held', rule, more) end
+  end
+  for what, views in pairs(after) do
+    audience(what, views - (before[what] or 0))
+    if not before[what] then audience(what .. '\t@', 1) end
+  end
+  for what, views in pairs(before) do
+    if not after[what] then
+      audience(what, -views)
+      audience(what .. '\t@', -1)
     end
   end
 end
 
 local function load()
-  records, texts, dirty, held = {}, {}, {}, {}
+  records, texts, dirty, held, before = {}, {}, {}, {}, {}
   for _, text in ipairs(redis.call('ZRANGE', leases_key, 0, -1)) do
     local r = parse(text)
     records[r.session], texts[r.session] = r, text
     now = math.max(now, r.seen, r.ended)
   end
-  count_leases(-1)
+  before = count(-1)
 end
 
 -- Evidence counts from when it happened, never from the future.
@@ -82,11 +114,12 @@ local function forget(r)
   records[r.session], texts[r.session], dirty[r.session] = nil, nil, nil
 end
 
--- When the sweep must look at this record.
+-- When the sweep must look at this record: it ends, or its pause has become so long that nobody counts as watching.
 local function due(r)
   if r.status == 'r' then
     local at = r.expires
     if in_grace(r) then at = math.max(at, ended + (r.paused > 0 and tune.lifetime or r.ttl)) end
+    if r.paused > 0 and r.away == 0 then at = math.min(at, r.paused + tune.paused_keep) end
     return at
   end
   if r.status == 't' then return r.seen + tune.left end
@@ -97,6 +130,11 @@ end
 local function settle()
   local finished, soonest = {}, nil
   for _, r in pairs(records) do
+    local away = r.status == 'r' and r.paused > 0 and now >= r.paused + tune.paused_keep and 1 or 0
+    if away ~= r.away then
+      r.away = away
+      save(r)
+    end
     if r.status ~= 'r' then finished[#finished + 1] = r end
   end
   table.sort(finished, function(a, b) return due(a) > due(b) or (due(a) == due(b) and a.session < b.session) end)
@@ -106,10 +144,7 @@ local function settle()
     redis.call('ZADD', leases_key, string.format('%d', r.status == 'r' and r.expires or -due(r)), text)
     if texts[session] and texts[session] ~= text then redis.call('ZREM', leases_key, texts[session]) end
   end
-  count_leases(1)
-  for rule, more in pairs(held) do
-    if more ~= 0 then redis.call('HINCRBY', base .. 'held', rule, more) end
-  end
+  write_counts()
   for _, r in pairs(records) do soonest = math.min(soonest or due(r), due(r)) end
   if soonest then
     local tick = string.format('%d', math.floor(soonest / TICK))

@@ -8,7 +8,7 @@
 local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl', 'interval', 'completed', 'still'}
 -- The fast path reads the first four of these; what is seldom there comes last, where it costs nothing.
 local LIFE = {'ordinal', 'rank', 'blocked', 'started', 'origin', 'beaten', 'admitted', 'revision', 'run', 'proven',
-  'paused', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'left', 'left_at', 'signal_at', 'signal_rank'}
+  'paused', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'left', 'left_at', 'signal_at', 'signal_rank', 'away'}
 local IDENT = {'device', 'content', 'kind', 'device_type', 'provider', 'profile', 'rules', 'duration'}
 local TEXT = {state = true, origin = true, reason = true, by = true, rule = true, blocked = true, left = true}
 
@@ -44,7 +44,7 @@ local function parse(text)
   if r.admitted == 0 then r.admitted = r.started end
   r.seen = r.started + r.seen
   if r.interval == 0 then r.interval = tune.interval end
-  r.expires = r.seen + r.ttl
+  r.expires, r.was = r.seen + r.ttl, r.seen
   return r
 end
 

@@ -1,8 +1,9 @@
--- reply: {code, lease_expires_at, last_seq, duplicate, detail}
+-- reply: {code, lease_expires_at, last_seq, duplicate, detail, content}
 --   code 0 allow, 1 block, 2 the session to stop is not running
 --   last_seq -1: none accepted yet
 --   detail '' or JSON; of an admission that ended others {ended: [reason]}; of a block {reason, rule, limit, by, retry_at, conflicts: [{session, device, device_type, content,
 --   since_at, last_evidence_at, last_evidence}]}
+--   content '' or what this account is to be counted as a viewer of; left out where it cannot be
 local EVIDENCE = {'token', 'licence', 'manifest', 'segment'}
 
 local function describe(r)
@@ -12,10 +13,17 @@ local function describe(r)
     last_evidence = last}
 end
 
+-- A view is told of once in every `VIEWERS` ms of its own, so that the sets of distinct viewers need no more (heartbeat.lua
+-- does the same on its fast path).
+local VIEWERS = 300000
+local function appeared(r)
+  return not r.was or math.floor((r.seen - r.started) / VIEWERS) > math.floor((r.was - r.started) / VIEWERS)
+end
+
 local function allow(r, duplicate, leaving)
   local ended = {}
   for i, go in ipairs(leaving or {}) do ended[i] = go.reason end
-  return {0, r.expires, r.seq, duplicate, #ended > 0 and cjson.encode({ended = ended}) or ''}
+  return {0, r.expires, r.seq, duplicate, #ended > 0 and cjson.encode({ended = ended}) or '', appeared(r) and r.content or ''}
 end
 
 -- One who was removed while silent, or by its own device's newer session, learns that and by whom.

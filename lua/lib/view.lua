@@ -71,7 +71,7 @@ local REOPENS = {timeout = true, paused_timeout = true, no_progress = true, disp
 
 local function begin_view(me, at)
   me.ordinal, me.revision, me.started, me.watched, me.furthest, me.position = me.ordinal + 1, 0, at, 0, 0, nil
-  me.rank, me.seen, me.completed, me.still = 0, at, 0, 0
+  me.rank, me.seen, me.completed, me.still, me.was = 0, at, 0, 0, nil
 end
 
 -- Gives `ask` its slot: ends what leaves, takes over what it replaces, starts, continues or reopens its view.

@@ -1,0 +1,11 @@
+-- series: writes one minute's slot into many rings. Runs on the log Redis. The same again changes nothing.
+-- KEYS[1...] rings   strings of slots (engine/audience.py)
+-- ARGV[1] offset     of the minute's slot, in bytes
+-- ARGV[2] ttl        s
+-- ARGV[3...] slots   one for each ring
+-- RETURNS how many rings were written
+for i, ring in ipairs(KEYS) do
+  redis.call('SETRANGE', ring, ARGV[1], ARGV[i + 2])
+  redis.call('EXPIRE', ring, ARGV[2])
+end
+return #KEYS

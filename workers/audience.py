@@ -1,0 +1,85 @@
+"""Who watches what, all partitions together: claims what each partition's audience has changed by, and adds it to the totals.
+
+Only changes travel. Each claim is numbered and counts once, whoever dies when: the session Redis gives it again until the log Redis
+says that it has it (`lua/claim.lua`, `lua/apply.lua`). Beside that, all partitions are added up anew in rotation: a Redis that lost
+its last second is found out in a minute or two, and corrected (`lua/recount.lua`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from engine import scripts
+from engine.scripts import Arg, Script
+from workers.runtime import Runtime
+from workers.tenure import LostOwnership, Ownership
+
+log = logging.getLogger(__name__)
+
+RECOUNTED = 8
+"""Partitions whose whole audience travels with one round of claims: 256 are through in 32 rounds."""
+
+
+class Audience:
+    def __init__(self, run: Runtime, ownership: Ownership) -> None:
+        self._run, self._owner = run, ownership
+        self._claim, self._apply, self._recount = (scripts.load(name) for name in ("claim", "apply", "recount"))
+
+    def claim(self) -> int:
+        """One round over all partitions; how many entries changed. Raises LostOwnership and redis-py's errors."""
+        run, keys = self._run, self._run.keys
+        applied: Any = run.log.hgetall(keys.applied)
+        counted: Any = run.log.smembers(keys.recounted)
+        every = range(run.settings.partitions)
+        left = [p for p in every if str(p).encode() not in counted]
+        # Totals that were never recounted are not yet what they say: they are then as soon as can be.
+        whole = set(left[:RECOUNTED] if b"recounts" in applied else left)
+        claims = self._session(
+            self._claim,
+            [
+                ((keys.deltas(p), keys.claimed(p), keys.audience(p)), (int(applied.get(b"%d" % p, 0)), int(p in whole)))
+                for p in every
+            ],
+        )
+        calls: list[tuple[tuple[str, ...], tuple[Arg, ...]]] = []
+        names = (keys.totals, keys.applied, keys.recount, keys.recounted, keys.accounts, self._owner.key)
+        changed = 0
+        for partition, (number, changes, is_whole, audience) in zip(every, claims, strict=True):
+            changed += len(changes) // 2
+            if changes or is_whole:
+                pairs = [*changes, *(audience if is_whole else ())]
+                calls.append((names, (self._owner.token, partition, number, len(changes) // 2, is_whole, *pairs)))
+        if -1 in self._log(self._apply, calls):
+            raise LostOwnership(self._owner.key)
+        self._correct()
+        return changed
+
+    def _correct(self) -> None:
+        keys = self._run.keys
+        names = (keys.totals, keys.recount, keys.recounted, keys.applied, keys.accounts, self._owner.key)
+        ((found),) = self._log(self._recount, [(names, (self._owner.token, self._run.settings.partitions))])
+        for what, total, recounted in zip(*(found[n::3] for n in range(3)), strict=True) if found else ():
+            log.warning(
+                "audience_drift",
+                extra={"what": what.decode(), "total": int(total), "recounted": int(recounted)},
+            )
+
+    def _session(self, script: Script, calls: Sequence[tuple[tuple[str, ...], tuple[Arg, ...]]]) -> list[Any]:
+        """Script calls on the session Redis: one round trip on a single node, one each on a cluster."""
+        if self._run.clustered:
+            return [self._run.call(script, names, args) for names, args in calls]
+        return self._piped(self._run.session, script, calls)
+
+    def _log(self, script: Script, calls: Sequence[tuple[tuple[str, ...], tuple[Arg, ...]]]) -> list[Any]:
+        return self._piped(self._run.log, script, calls)
+
+    @staticmethod
+    def _piped(client: Any, script: Script, calls: Sequence[tuple[tuple[str, ...], tuple[Arg, ...]]]) -> list[Any]:
+        run = client.register_script(script.source)
+        with client.pipeline(transaction=False) as pipe:
+            for names, args in calls:
+                script.check(len(names), len(args))
+                run(keys=list(names), args=list(args), client=pipe)
+            return list(pipe.execute())
