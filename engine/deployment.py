@@ -37,6 +37,9 @@ from engine.tokens import issue
 _READY_S = 60.0
 _STOP_S = 20.0
 _RESTART_S = 1.0
+_RESTART_MAX_S = 15.0
+_SOON_S = 10.0
+"""A part that fails so soon is given longer each time: without its Redis it would do nothing but start."""
 
 
 def api(settings: Settings) -> int:
@@ -205,10 +208,13 @@ class Part:
         self._command = [sys.executable, *command]
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._died_at = float("-inf")
+        self._started_at = 0.0
+        self._delay = _RESTART_S / 2
+        self._again_at: float | None = None
         self._asked = False
 
     def start(self) -> None:
+        self._started_at, self._again_at = time.monotonic(), None
         env = {k: v for k, v in os.environ.items() if not k.startswith("PULSEGATE_")} | self._settings.to_env()
         env[lifeline.VARIABLE] = "1"
         self._asked = False
@@ -218,15 +224,16 @@ class Part:
         return self._process is not None and self._process.poll() is not None
 
     def watch(self) -> None:
-        """Starts the part anew a second after it died."""
-        if self.failed() and time.monotonic() - self._died_at > _RESTART_S:
-            assert self._process is not None
-            print(
-                f"pulsegate: {self.name} ended with {self._process.returncode}; starting it anew",
-                file=sys.stderr,
-                flush=True,
-            )
-            self._died_at = time.monotonic()
+        """Starts the part anew when it has died: a second after its last start, or later if it fails again and again."""
+        if self._process is None or (code := self._process.poll()) is None:
+            return
+        now = time.monotonic()
+        if self._again_at is None:
+            soon = code > 0 and now - self._started_at < _SOON_S
+            self._delay = min(2 * self._delay, _RESTART_MAX_S) if soon else _RESTART_S
+            self._again_at = self._started_at + self._delay
+        if now >= self._again_at:
+            print(f"pulsegate: {self.name} ended with {code}; starting it anew", file=sys.stderr, flush=True)
             self.stop()
             self.start()
 

@@ -10,6 +10,7 @@ import pytest
 from redis.crc import key_slot
 
 from engine import layout, plans, scripts
+from engine.deployment import Part
 from engine.errors import ConfigError, LayoutMismatch, Unavailable
 from engine.keys import Keys
 from engine.metrics import Metrics
@@ -273,3 +274,33 @@ class TestBackPressure:
             world.run(world.client.set(world.keys.account("a").leases, "not a set"))
             with pytest.raises(Exception, match="WRONGTYPE"):
                 world.beat()
+
+
+class TestSupervision:
+    """A part that fails at once, again and again, is started less and less often; one that was killed at once."""
+
+    def starts(self, monkeypatch: pytest.MonkeyPatch, code: str, seconds: int) -> list[int]:
+        """The seconds at which the part was started anew."""
+        now, started = 0.0, []
+        monkeypatch.setattr("engine.deployment.time.monotonic", lambda: now)
+        part = Part("test", ["-c", code], Settings())
+        part.start()
+        for second in range(1, seconds):
+            process = part._process
+            assert process is not None
+            process.wait(10)
+            now = float(second)
+            part.watch()
+            if part._process is not process:
+                started.append(second)
+        assert part._process is not None
+        part._process.wait(10)
+        part.stop()
+        return started
+
+    def test_one_that_fails_at_once_is_given_longer_each_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.starts(monkeypatch, "raise SystemExit(3)", 60) == [1, 3, 7, 15, 30, 45]
+
+    def test_one_that_was_killed_starts_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+        assert self.starts(monkeypatch, killed, 6) == [1, 2, 3, 4, 5]
