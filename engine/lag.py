@@ -52,6 +52,10 @@ def names() -> dict[str, str]:
     return found | {entry.name: f"export-{entry.name}" for entry in entry_points(group=SINKS)}
 
 
+WORKS = ("sweep", "mirror", "maintain", "trending")
+"""Jobs that consume nothing of the log."""
+
+
 async def look(log: Redis, keys: Keys, groups: int) -> Flow:
     """The state now. A sink that nobody has configured has never handled anything and is left out. Raises redis-py's errors."""
     jobs = names()
@@ -66,7 +70,7 @@ async def look(log: Redis, keys: Keys, groups: int) -> Flow:
         for name in jobs:
             pipe.hgetall(cursors[name])
             pipe.xlen(keys.dead(name))
-        owned = ["sweep", "mirror", "maintain", "trending", *jobs.values()]
+        owned = [*WORKS, *jobs.values()]
         for job in owned:
             pipe.exists(*(keys.owner(job, group) for group in range(groups)))
         mirrored, bad, *rest = await pipe.execute()
@@ -81,7 +85,7 @@ async def look(log: Redis, keys: Keys, groups: int) -> Flow:
             Lag(name, job, _events(mirrored, cursor), seconds, int(cursor.get(HANDLED.encode(), 0)), dead, owners[job])
         )
     counts = {topic: int(mirrored.get(topic.encode(), 0)) for topic in TOPICS}
-    return Flow(counts, {job: owners[job] for job in owned[:3]}, bad, lags)
+    return Flow(counts, {job: owners[job] for job in WORKS}, bad, lags)
 
 
 def _behind(mirrored: Mapping[bytes, bytes], cursor: Mapping[bytes, bytes]) -> dict[int, str]:

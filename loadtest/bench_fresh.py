@@ -53,7 +53,7 @@ def measure(place: Place, *, quick: bool) -> tuple[list[Row], dict[str, object]]
     seconds = 8.0 if quick else 20.0
     rows: list[Row] = []
     raw: dict[str, object] = {}
-    for workers, what in ((2, "2 workers taking turns"), (5, "5 workers, the default: one a job")):
+    for workers, what in ((2, "2 workers taking turns"), (6, "6 workers, the default: one a job")):
         with unpinned(place) as free:
             seen = _deployed(free, workers, seconds)
         rows += _rows(what, seen)
