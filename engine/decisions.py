@@ -285,8 +285,12 @@ class Decisions:
 
     def _counted(self, task: asyncio.Future[Any]) -> None:
         self._counting.discard(task)
-        if not task.cancelled() and isinstance(error := task.exception(), Unavailable):
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, Unavailable):
             log.debug("viewer", extra={"why": error.message})
+        else:
+            log.error("viewer", exc_info=error)
 
     def _stretch(self) -> float:
         """Under load players are asked to come less often, and their leases live longer to match."""

@@ -99,10 +99,16 @@ class Spool:
         if self._file is not None:
             await asyncio.to_thread(os.fsync, self._file.fileno())
 
+    def _finish(self) -> None:
+        """Closes the segment under way; what is in it is on disk then, for whoever waits in `sync` for an earlier part of it."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            with file:
+                os.fsync(file.fileno())
+
     def _next_segment(self) -> None:
         assert self._mine is not None
-        if self._file is not None:
-            self._file.close()
+        self._finish()
         segments = self._segments()
         while segments and sum(s.stat().st_size for s in segments) + _SEGMENT_BYTES > self._max_bytes:
             oldest = segments.pop(0)
@@ -122,8 +128,7 @@ class Spool:
         """Applies everything in order; stops, keeping the rest, at what cannot be applied yet."""
         for segment in self._segments():
             if self._file is not None and Path(self._file.name) == segment:
-                self._file.close()
-                self._file = None
+                self._finish()
             lines = (await asyncio.to_thread(segment.read_bytes)).splitlines(keepends=True)
             for done, line in enumerate(lines):
                 if not await self._apply(apply, line):
@@ -147,9 +152,7 @@ class Spool:
         return True
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._finish()
         if self._lock is not None and self._mine is not None:
             if not self._segments():
                 # Somebody may have cleared the directory away; that is no reason not to stop in order.
