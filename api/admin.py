@@ -54,8 +54,8 @@ class Admin:
         verified(self._services, request).require("read")
         query = request.query_params
         now = int(time.time() * 1000)
-        end = whole(request, "to", now + 1, 0, AT_MAX)
-        start = whole(request, "from", max(0, end - 86_400_000), 0, AT_MAX)
+        end = whole(request.query_params, "to", now + 1, 0, AT_MAX)
+        start = whole(request.query_params, "from", max(0, end - 86_400_000), 0, AT_MAX)
         if not start < end <= start + RANGE_MS:
             raise BadRequest("from and to must be ms, from before to, at most 92 days apart", field="from")
         asked: dict[str, Any] = {
@@ -63,7 +63,7 @@ class Admin:
             for name in ("account", "rule", "provider", "content")
         }
         asked |= {"from": start, "to": end, "after": query.get("cursor", "")}
-        asked["limit"] = whole(request, "limit", LIMIT, 1, LIMIT_MAX)
+        asked["limit"] = whole(request.query_params, "limit", LIMIT, 1, LIMIT_MAX)
         job, found = await self._services.asks.ask("workers.audit.blocks", asked, wait_s=self._wait_s, timeout_s=JOB_S)
         return _answered(job, found)
 

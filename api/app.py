@@ -22,8 +22,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import heartbeats
-from api.heartbeats import Heartbeats
 from api.http import INTERNAL, Cors, error_answer, log_bug, request_id, send_error
 from api.routes import Routes
 from api.services import Services
@@ -75,7 +73,7 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._cors = Cors(settings.cors_origins)
-        self._hot: ASGIApp | None = None
+        self._direct: dict[tuple[str, str], ASGIApp] = {}
         # Given here, because Starlette reads them before the lifespan begins.
         handlers: dict[Any, Any] = {PulsegateError: _on_error, HTTPException: _on_http_error}
         self._rest = Starlette(lifespan=self._lifespan, exception_handlers=handlers)
@@ -84,15 +82,13 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            if scope["path"] == heartbeats.ROUTE and scope["method"] == "POST" and self._hot is not None:
-                await self._hot(scope, receive, send)
-            else:
-                await self._serve(scope, receive, send)
+            direct = self._direct.get((scope["method"], scope["path"]))
+            await (direct or self._serve)(scope, receive, send)
         else:
             await self._rest(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Everything but the hot route: CORS, request id, errors, metrics around Starlette."""
+        """Everything but the direct routes: CORS, request id, errors, metrics around Starlette."""
         started = perf_counter()
         headers = dict(scope["headers"])
         identity = scope["request_id"] = request_id(scope["headers"])
@@ -173,9 +169,9 @@ class App:
             published,
             streams,
         )
-        hot = Heartbeats(services)
-        app.router.routes.extend(Routes(services, hot).all())
-        self._hot = hot
+        routes = Routes(services)
+        app.router.routes.extend(routes.all())
+        self._direct = {(method, each.path): each for each in routes.direct for method in each.methods}
 
         async def replay() -> None:
             if spool.waiting and router.ready:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from api.http import bearer, read_body
@@ -22,9 +23,9 @@ def identifier(name: str, value: str | None, *, required: bool = True) -> str:
     return value
 
 
-def whole(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """A whole number from the query. Raises BadRequest."""
-    value = request.query_params.get(name)
+def whole(query: QueryParams, name: str, default: int, low: int, high: int) -> int:
+    """Raises BadRequest."""
+    value = query.get(name)
     if value is None:
         return default
     if not (value.isascii() and value.isdigit() and len(value) <= 16 and low <= int(value) <= high):

@@ -64,7 +64,7 @@ class Contents:
     async def audience(self, request: Request) -> Response:
         may_read(verified(self._services, request))
         content = identifier("content", request.path_params["content"])
-        return json_response(await self._audiences.of(content, kind_of(request, required=False)))
+        return json_response(await self._audiences.of(content, kind_of(request.query_params, required=False)))
 
 
 def _said(content: str, entry: Entry) -> dict[str, object]:

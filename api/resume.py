@@ -43,7 +43,7 @@ class Resume:
 
     async def listed(self, request: Request) -> Response:
         account, profile = self._whose(request, "read")
-        limit = whole(request, "limit", LIMIT, 1, LIMIT_MAX)
+        limit = whole(request.query_params, "limit", LIMIT, 1, LIMIT_MAX)
         items, more = await self._resumes.listed(account, profile, limit, request.query_params.get("cursor", ""))
         return json_response({"items": items, "next": more})
 

@@ -1,4 +1,4 @@
-"""Every route but the hot one: players, backends, operations. Each handler is a few lines around `Decisions`."""
+"""Every route: players, backends, operations. Most handlers here are a few lines around `Decisions`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from api.admin import Admin
 from api.asking import identifier
 from api.contents import Contents
+from api.direct import Direct
 from api.edge import METHODS as EDGE_METHODS
 from api.edge import Edge
 from api.events import ROUTE as EVENTS_ROUTE
 from api.events import Events
-from api.heartbeats import ROUTE
+from api.heartbeats import Heartbeats
 from api.http import bearer, json_response, read_body, token_of
 from api.openapi import document
 from api.resume import Resume
 from api.services import Services
-from api.trending import Trending
+from api.trending import List, Trending
 from api.views import Views
 from engine.errors import BadRequest
 from engine.metrics import CONTENT_TYPE
@@ -54,19 +54,19 @@ register_url_convertor("any", _Any())
 
 
 class Routes:
-    def __init__(self, services: Services, heartbeats: ASGIApp) -> None:
+    def __init__(self, services: Services) -> None:
         self._services = services
-        self._heartbeats = heartbeats
         self._edge = Edge(services)
         self._events = Events(services)
         self._resume, self._views = Resume(services), Views(services)
         self._trending, self._contents = Trending(services), Contents(services)
         self._admin = Admin(services)
+        self.direct: list[Direct] = [Heartbeats(services), List(services)]
 
     def all(self) -> list[Route]:
         return [
-            # Its POST is served before routing; here for the other methods.
-            Route(ROUTE, self._heartbeats, methods=["POST"]),
+            # These are served before routing; here for other methods.
+            *(Route(each.path, each, methods=each.methods) for each in self.direct),
             Route("/v1/check", self.check, methods=["GET"]),
             # Ids may contain a slash; DELETE, which has nothing behind the id, leaves those to stop.
             Route("/v1/sessions/{session:any}/stop", self.stop, methods=["POST"]),

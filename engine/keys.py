@@ -45,6 +45,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{trending}:recount, :recounted | hash, set | the totals added up anew, and the partitions that are in  | when all are         |       |
 | pg:{trending}:list:<kind>:<rank>[:<provider>] | string | a published list, JSON; all of them are written at once | overwritten | 25,000 a list |
 | pg:{trending}:published          | channel | ms when lists were published; `contents` when the catalogue changed | | |
+| pg:{trending}:took               | hash   | the last publication: `at` (ms), `claims_ms` of the claims before it, `publication_ms` | overwritten | |
 | pg:{trending}:state              | hash   | kind, provider, part → what a detector has learned (engine/trending/state.py); `version` | with its scope | 24 a content, 336 with its week |
 | pg:{trending}:providers          | set    | providers that occur in the totals                          | overwritten          |       |
 | pg:{trending}:contents           | hash   | content → JSON {kind, title, runtime (s), provider, hidden}: the catalogue | when it is removed | 100–200 a content |
@@ -216,6 +217,10 @@ class Keys:
     @property
     def trending_state(self) -> str:
         return f"{self.prefix}:{{trending}}:state"
+
+    @property
+    def trending_took(self) -> str:
+        return f"{self.prefix}:{{trending}}:took"
 
     @property
     def published(self) -> str:

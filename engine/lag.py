@@ -43,6 +43,8 @@ class Flow:
     owners: dict[str, int]
     """Sweep, mirror, maintain, trending → groups that somebody works on now."""
     bad: int
+    trending_s: float | None
+    """What the last publication of lists took, with the claims before it; None if there was none."""
     lags: list[Lag]
 
 
@@ -67,13 +69,14 @@ async def look(log: Redis, keys: Keys, groups: int) -> Flow:
     async with log.pipeline(transaction=False) as pipe:
         pipe.hgetall(keys.mirrored)
         pipe.xlen(keys.bad)
+        pipe.hmget(keys.trending_took, "claims_ms", "publication_ms")
         for name in jobs:
             pipe.hgetall(cursors[name])
             pipe.xlen(keys.dead(name))
         owned = [*WORKS, *jobs.values()]
         for job in owned:
             pipe.exists(*(keys.owner(job, group) for group in range(groups)))
-        mirrored, bad, *rest = await pipe.execute()
+        mirrored, bad, took, *rest = await pipe.execute()
     owners = dict(zip(owned, rest[2 * len(jobs) :], strict=True))
     lags = []
     for n, (name, job) in enumerate(jobs.items()):
@@ -84,8 +87,9 @@ async def look(log: Redis, keys: Keys, groups: int) -> Flow:
         lags.append(
             Lag(name, job, _events(mirrored, cursor), seconds, int(cursor.get(HANDLED.encode(), 0)), dead, owners[job])
         )
+    trending_s = sum(map(int, took)) / 1000 if None not in took else None
     counts = {topic: int(mirrored.get(topic.encode(), 0)) for topic in TOPICS}
-    return Flow(counts, {job: owners[job] for job in WORKS}, bad, lags)
+    return Flow(counts, {job: owners[job] for job in WORKS}, bad, trending_s, lags)
 
 
 def _behind(mirrored: Mapping[bytes, bytes], cursor: Mapping[bytes, bytes]) -> dict[int, str]:
@@ -131,4 +135,5 @@ def table(flow: Flow) -> str:
     lines += [f"{job:14}{'':>44}{'':>0}{count:>8}" for job, count in flow.owners.items()]
     total = sum(flow.mirrored.values())
     topics = ", ".join(f"{topic} {count:,}" for topic, count in flow.mirrored.items())
-    return "\n".join([*lines, f"\nmirrored {total:,} ({topics}); bad events kept {flow.bad:,}"])
+    trending = f"; lists took {flow.trending_s:.2f} s" if flow.trending_s is not None else ""
+    return "\n".join([*lines, f"\nmirrored {total:,} ({topics}); bad events kept {flow.bad:,}{trending}"])

@@ -143,6 +143,10 @@ class Metrics:
         self.bad_kept = Gauge(
             "pulsegate_bad_events_kept", "Rejected tracking events kept.", registry=r, multiprocess_mode="mostrecent"
         )
+        self.trending = Gauge(
+            "pulsegate_trending_seconds", "What the last publication of lists took, with the claims before it.", registry=r,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self.stream_readers = Gauge(
             "pulsegate_stream_readers", "Readers of /v1/trending/stream.", registry=r, multiprocess_mode="livesum"
         )
@@ -206,6 +210,8 @@ class Metrics:
             self.dead.labels(lag.name).set(lag.dead)
             self.tenures.labels(lag.job).set(lag.owners)
         self.bad_kept.set(flow.bad)
+        if flow.trending_s is not None:
+            self.trending.set(flow.trending_s)
 
     def render(self) -> bytes:
         """The scrape: this process's metrics, or those of all of them."""

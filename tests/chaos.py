@@ -304,13 +304,14 @@ class Chaos:
         said: list[str] = []
 
         def quiet() -> bool:
-            said[:] = [self._unsettled(api)]
-            return said == [""]
+            # Twice: what was mirrored after the first had looked for lag is seen by the second.
+            said.append(self._unsettled(api))
+            return said[-2:] == ["", ""]
 
         try:
             wait_for(quiet, "everything has arrived everywhere", SETTLE_S)
         except AssertionError as error:
-            raise AssertionError(f"{error}; {said[0]}") from None
+            raise AssertionError(f"{error}; {said[-1]}") from None
 
     def _unsettled(self, api: ApiProcess) -> str:
         """What has not arrived yet; '' if everything has."""

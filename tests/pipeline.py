@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 
 import orjson
+from redis.asyncio import Redis as AsyncRedis
 
+from engine import lag
 from engine.events import TOPICS
 from engine.settings import Settings
 from tests.harness import PARTITIONS
@@ -54,3 +57,13 @@ def drain(work: Work) -> int:
     while step := work.step(0.01):
         done += step
     return done
+
+
+def look(run: Runtime) -> lag.Flow:
+    """The state of the background work, as `pulsegate status` asks for it."""
+
+    async def ask() -> lag.Flow:
+        async with AsyncRedis.from_url(run.settings.log_redis_url) as client:
+            return await lag.look(client, run.keys, run.settings.groups)
+
+    return asyncio.run(ask())

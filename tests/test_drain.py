@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.pipeline import log_ids, owner, plant, put
 from tests.servers import ROOT, clean_env, environment
 from tests.test_consume import mirror
 from workers import sinks
+from workers.consume import Consume
 from workers.consumer import consumers
 from workers.drain import drain
 from workers.runtime import Runtime
@@ -138,6 +140,22 @@ class TestOwnership:
         assert (found.events, found.complete) == (0, False)
         assert "stopped before the end" in found.text()
         assert unowned(run, "consume-views")
+
+    def test_for_a_while_it_takes_what_comes_meanwhile(self, run: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+        worked, empty, sent = Consume.step, itertools.count(1), 0
+
+        def step(self: Consume, wait_s: float) -> int:
+            nonlocal sent
+            done = worked(self, 0.0)
+            if done:
+                monkeypatch.setattr(stopping, "_set", True)
+            elif next(empty) == 5:
+                sent = fill(run)
+                mirror(run)
+            return done
+
+        monkeypatch.setattr(Consume, "step", step)
+        assert drain(run, "consume-views", seconds=60).events == sent > 0
 
 
 class Away(Sink):

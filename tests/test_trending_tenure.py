@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine import audience, viewers
+from engine import audience, lag, viewers
 from engine.embedded import Server
 from engine.keys import Keys
-from tests.pipeline import owner, plant
+from tests.pipeline import look, owner, plant
 from workers.runtime import Runtime
 from workers.trending import Lists, Trending
 
@@ -180,6 +180,11 @@ def test_a_tenure_claims_and_publishes(run: Runtime) -> None:
     assert run.log.hgetall(run.keys.totals) == {b"live\tnews\t": b"3"}
     assert run.log.hgetall(run.keys.accounts) == {b"live\tnews\t": b"2"}
     assert run.log.exists(run.keys.trending_list("live", "trending")) == 1
+    took = run.log.hgetall(run.keys.trending_took)
+    assert sorted(took) == [b"at", b"claims_ms", b"publication_ms"]
+    flow = look(run)
+    assert flow.trending_s == (int(took[b"claims_ms"]) + int(took[b"publication_ms"])) / 1000
+    assert f"lists took {flow.trending_s:.2f} s" in lag.table(flow)
     assert work.step(0.0) == 0, "it waits for the next round"
     work.close()
     assert run.log.hexists(run.keys.trending_state, "version")

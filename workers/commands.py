@@ -63,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     drained.add_argument("job", help="mirror, consume-<consumer>, export-<sink>, …")
     drained.add_argument("--group", type=int, help="only this group of partitions; default: all, one after the other")
     drained.add_argument("--seize", action="store_true", help="take it over from the worker that owns it")
+    drained.add_argument(
+        "--for",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        dest="seconds",
+        help="go on for so long, with what comes meanwhile",
+    )
     drained.add_argument("--json", action="store_true")
     drained.set_defaults(do=_drain)
 
@@ -117,7 +125,7 @@ def _status(args: argparse.Namespace) -> int:
 
 def _drain(args: argparse.Namespace) -> int:
     stop_on_signals()
-    found = drain(runtime(_settings(args)), args.job, args.group, seize=args.seize)
+    found = drain(runtime(_settings(args)), args.job, args.group, seize=args.seize, seconds=args.seconds)
     print(orjson.dumps(found.to_json()).decode() if args.json else found.text())
     return 0 if found.complete else 1
 

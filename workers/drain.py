@@ -21,6 +21,9 @@ from workers.tenure import LostOwnership, Ownership, Work, stopping
 _EMPTY_ROUNDS = 2
 """A consumer that had to catch up from the lake may find nothing new in that round, and something in the next."""
 
+_WAIT_S = 0.5
+"""Not longer, so that ownership is renewed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drained:
@@ -50,8 +53,8 @@ class Drained:
         )
 
 
-def drain(run: Runtime, job: str, group: int | None = None, *, seize: bool = False) -> Drained:
-    """Works the job's groups, one after the other; None: all of them.
+def drain(run: Runtime, job: str, group: int | None = None, *, seize: bool = False, seconds: float = 0.0) -> Drained:
+    """Works the job's groups, one after the other; None: all of them. Each for `seconds` at least, with what comes meanwhile.
 
     Raises PulsegateError if there is no such job or group, if a group is another's (unless `seize`d), or a sink is being
     left alone; and whatever the job fails with.
@@ -62,7 +65,7 @@ def drain(run: Runtime, job: str, group: int | None = None, *, seize: bool = Fal
     if group is not None and group not in wanted:
         raise PulsegateError(f"{job} has no group {group}; the last is {wanted[-1]}")
     chosen = tuple(wanted) if group is None else (group,)
-    events, seconds, cpu = 0, 0.0, 0.0
+    events, spent, cpu = 0, 0.0, 0.0
     complete = True
     for each in chosen:
         ownership = _own(run, job, each, seize)
@@ -72,9 +75,9 @@ def drain(run: Runtime, job: str, group: int | None = None, *, seize: bool = Fal
                 found.gathers = False
             try:
                 wall, used = time.monotonic(), time.process_time()
-                done, complete = _finish(found, ownership)
+                done, complete = _finish(found, ownership, seconds)
                 events += done
-                seconds += time.monotonic() - wall
+                spent += time.monotonic() - wall
                 cpu += time.process_time() - used
             finally:
                 found.close()
@@ -86,7 +89,7 @@ def drain(run: Runtime, job: str, group: int | None = None, *, seize: bool = Fal
             ownership.release()
         if not complete:
             break
-    return Drained(job, chosen, events, seconds, cpu, complete)
+    return Drained(job, chosen, events, spent, cpu, complete)
 
 
 def _own(run: Runtime, job: str, group: int, seize: bool) -> Ownership:
@@ -101,13 +104,13 @@ def _own(run: Runtime, job: str, group: int, seize: bool) -> Ownership:
     return ownership
 
 
-def _finish(found: Work, ownership: Ownership) -> tuple[int, bool]:
+def _finish(found: Work, ownership: Ownership, seconds: float) -> tuple[int, bool]:
     """How much was done, and whether that was all."""
-    done = empty = 0
-    while empty < _EMPTY_ROUNDS:
+    done, empty, until = 0, 0, time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 or empty < _EMPTY_ROUNDS:
         if stopping.is_set():
             return done, False
-        step = found.step(0.0)
+        step = found.step(max(0.0, min(left, _WAIT_S)))
         ownership.renew()
         done += step
         empty = 0 if step else empty + 1

@@ -17,7 +17,6 @@ from typing import Any
 import orjson
 
 from engine import audience, catalogue
-from engine.catalogue import UNKNOWN, Entry
 from engine.trending import Detector, Item, Params, popular
 from engine.viewers import windows
 from workers.audience import Audience
@@ -48,19 +47,29 @@ class Trending(Work):
         self._lists = _lists(run)
         self._lists.resume()
         self._claim_at = 0.0
-        self._ticks = 0
+        self._ticks, self._claimed_ms = 0, 0.0
+        self._run = run
 
     def step(self, wait_s: float) -> int:
         left = self._claim_at - time.monotonic()
         if left > 0:
             stopping.wait(min(left, wait_s))
             return 0
-        self._claim_at = time.monotonic() + CLAIM_S
+        began = time.monotonic()
+        self._claim_at = began + CLAIM_S
         changed = self._audience.claim()
+        claimed = time.monotonic()
+        self._claimed_ms += (claimed - began) * 1000
         if self._ticks % PUBLISH_EVERY == 0:
-            self._lists.publish()
+            at = self._lists.publish()
+            self._report(at, (time.monotonic() - claimed) * 1000)
         self._ticks += 1
         return changed
+
+    def _report(self, at: int, publication_ms: float) -> None:
+        took: Any = {"at": at, "claims_ms": round(self._claimed_ms), "publication_ms": round(publication_ms)}
+        self._run.log.hset(self._run.keys.trending_took, mapping=took)
+        self._claimed_ms = 0.0
 
     def close(self) -> None:
         self._lists.save()
@@ -80,13 +89,14 @@ class Lists:
         self._providers_max = run.settings.trending_providers_max
         self._detectors: dict[Scope, Detector] = {}
         self._version = b""
-        self._entries: dict[str, Entry] = {}
+        self._hidden: set[str] = set()
+        self._runtimes: dict[str, float] = {}
         self._catalogue = b""
         self._minute = self._saved_at = 0
         self._unsaved = False  # a dump did not arrive: the next one has everything
 
     def publish(self, now_ms: int = 0) -> int:
-        """One tick; how many lists were written. Raises redis-py's errors. `now_ms` is the log Redis's clock outside tests."""
+        """One tick; when it was, ms. Raises redis-py's errors. `now_ms` is the log Redis's clock outside tests."""
         run, keys = self._run, self._keys
         seconds, micros = run.log.time()
         now = now_ms or int(seconds) * 1000 + int(micros) // 1000
@@ -110,7 +120,7 @@ class Lists:
         if now - self._saved_at > SAVE_MS:
             self._saved_at = now
             self.save()
-        return len(documents)
+        return now
 
     def _wanted(self, views: Mapping[Scope, Mapping[str, int]]) -> list[Scope]:
         """The scopes to score. Providers come from players, too, so only the most watched are, now or over the last day; what was
@@ -138,9 +148,8 @@ class Lists:
         # Before the first recount there may be views and no accounts.
         found = {("trending", orjson.dumps(formula)): detector.observe(now, views, self._distinct, accounts or None)}
         if kind == "vod":
-            hidden = sum(entry.hidden for entry in self._entries.values())
-            runtimes = {content: e.runtime for content, e in self._entries.items() if e.runtime}
-            best = popular(detector, views, runtimes, limit=LIST_MAX + hidden, distinct=self._distinct)
+            limit = LIST_MAX + len(self._hidden)
+            best = popular(detector, views, self._runtimes, limit=limit, distinct=self._distinct)
             found["popular", orjson.dumps(detector.params.popular_formula())] = best
         return {
             (kind, rank, provider): self._document(kind, rank, provider, now, orjson.Fragment(parts), items)
@@ -148,7 +157,7 @@ class Lists:
         }
 
     def _document(self, kind: str, rank: str, provider: str, now: int, formula: Any, items: list[Item]) -> bytes:
-        shown = [item.as_dict() for item in items if not self._entries.get(item.content, UNKNOWN).hidden]
+        shown = [item for item in items if item.content not in self._hidden]
         said = {"kind": kind, "rank": rank, "provider": provider or None, "published_at": now, "formula": formula}
         return orjson.dumps(said | {"items": shown[:LIST_MAX]})
 
@@ -167,7 +176,9 @@ class Lists:
         version: Any = self._run.log.get(self._keys.contents_version)
         if version != self._catalogue:
             found: Any = self._run.log.hgetall(self._keys.contents)
-            self._entries = {content.decode(): catalogue.decode(entry) for content, entry in found.items()}
+            entries = {content.decode(): catalogue.decode(entry) for content, entry in found.items()}
+            self._hidden = {content for content, entry in entries.items() if entry.hidden}
+            self._runtimes = {content: entry.runtime for content, entry in entries.items() if entry.runtime}
             self._catalogue = version
 
     # what the detectors have learned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 # the distinct accounts of the last five minutes, of those contents that are asked for; it may leave some out
 Distinct = Callable[[list[str]], Mapping[str, int]]
@@ -20,9 +20,6 @@ class Item:
     concurrent: int
     distinct: int
     since: int
-
-    def as_dict(self) -> dict[str, str | float | int]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

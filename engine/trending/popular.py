@@ -25,14 +25,14 @@ def popular(
     that one viewing takes, `score` their ratio, and `since` when the content was first seen in this scope.
     """
     params, slots = detector.params, detector.slots
-    known = {name: runtimes[name] for name in slots.index if runtimes.get(name, 0) > 0}
+    known = {name: seconds for name, seconds in runtimes.items() if seconds > 0 and name in slots.index}
     usual = median(known.values()) if known else params.runtime_default_s
-    rated = (
+    rated = [
         (hours * 3600 / max(params.runtime_min_s, known.get(name, usual)), name, hours)
         for name, hours in zip(slots.names, detector.viewed, strict=True)
         if name is not None and hours > 0
-    )
-    best = heapq.nlargest(limit, rated, key=lambda row: (row[0], row[1]))
+    ]
+    best = heapq.nlargest(limit, rated)
     heard = distinct([name for _, name, _ in best]) if distinct is not None and best else {}
     return [
         Item(
