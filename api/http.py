@@ -115,6 +115,8 @@ def bearer(authorization: bytes | None) -> str:
     """The token of an Authorization header. Raises Unauthorized."""
     if authorization is None:
         raise Unauthorized("a bearer token is required", code="token_missing")
+    if authorization.startswith(b"Bearer ey"):  # as nearly everybody writes it; what follows is judged with the token
+        return authorization[7:].decode("latin-1")
     scheme, _, token = authorization.partition(b" ")
     if scheme.lower() != b"bearer" or not token.strip():
         raise Unauthorized("Authorization must be: Bearer <token>", code="token_invalid")

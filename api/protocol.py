@@ -11,6 +11,7 @@ When the server stops, `closing` in the lifespan's state is called, because uvic
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,12 +33,13 @@ class Protocol(HttpToolsProtocol):
 class _Joined:
     """A transport that holds back an answer's header until its body is written."""
 
-    __slots__ = ("_held", "_loop", "_transport", "_write")
+    __slots__ = ("_held", "_late", "_transport", "_write", "is_closing")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._write = transport.write
-        self._loop = loop
+        self.is_closing = transport.is_closing
+        self._late = _late(loop)
         self._held = b""
 
     def __getattr__(self, name: str) -> Any:
@@ -48,15 +50,36 @@ class _Joined:
             data, self._held = self._held + data, b""
         elif data.startswith(b"HTTP/1.1 "):
             self._held = data
-            self._loop.call_soon(self._flush)
+            self._late.add(self)
             return
         self._write(data)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         data, self._held = self._held, b""
-        if data and not self._transport.is_closing():
+        if data and not self.is_closing():
             self._write(data)
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
+
+
+class _Late:
+    """Those whose body was not there by the loop's next turn: one look for all that answer in one turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._holding: list[_Joined] = []
+
+    def add(self, joined: _Joined) -> None:
+        if not self._holding:
+            self._loop.call_soon(self._flush)
+        self._holding.append(joined)
+
+    def _flush(self) -> None:
+        holding, self._holding = self._holding, []
+        for joined in holding:
+            joined.flush()
+
+
+_late = functools.lru_cache(maxsize=4)(_Late)

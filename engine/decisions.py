@@ -249,10 +249,10 @@ class Decisions:
 
     def _common(self, account: str) -> tuple[Arg, ...]:
         began, ended, tuning = self._tuning
-        if (began, ended) != (self._outage.began, self._outage.ended):
-            began, ended = self._outage.began, self._outage.ended
-            tuning = self._settings.tuning(began, ended)
-            self._tuning = (began, ended, tuning)
+        outage = self._outage
+        if began != outage.began or ended != outage.ended:
+            tuning = self._settings.tuning(outage.began, outage.ended)
+            self._tuning = (outage.began, outage.ended, tuning)
         return self._now(), account, tuning
 
     async def _run(self, script: scripts.Script, keys: tuple[str, ...], args: tuple[Arg, ...]) -> Any:
@@ -362,8 +362,9 @@ class Decisions:
 
     def _decision(self, session: str, claims: Claims, reply: list[Any] | int, interval: int, seq: int = -1) -> Decision:
         if isinstance(reply, int):
-            reply = [ALLOW, abs(reply), seq, 0, b""]
-        code, expires, last_seq, duplicate, detail, *_ = reply
+            code, expires, last_seq, duplicate, detail = ALLOW, abs(reply), seq, 0, b""
+        else:
+            code, expires, last_seq, duplicate, detail, *_ = reply
         allowed = code == ALLOW
         if allowed and not detail:
             self._metrics.allowed()

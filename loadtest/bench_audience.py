@@ -123,7 +123,8 @@ class Tenure:
         }
         command = [sys.executable, "-m", "engine.cli", "drain", "trending", "--for", str(seconds), "--seize"]
         self._process = Process(command, place.directory, place.mine, env)
-        self._log, self._last = log, self._took().get("at")
+        self._log = log
+        self._last = self._took().get("at")
 
     def _took(self) -> dict[str, int]:
         return {name.decode(): int(ms) for name, ms in self._log.client.hgetall("pg:{trending}:took").items()}

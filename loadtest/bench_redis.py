@@ -71,7 +71,7 @@ def script_cost(place: Place, *, quick: bool) -> Found:
 
 
 def _compare(place: Place, options: dict[str, str], quick: bool) -> dict[str, list[float]]:
-    repetitions, beats = (5, FEW) if quick else (11, 2 * FEW)
+    repetitions, beats = (5, FEW) if quick else (23, FEW)
     found: dict[str, list[float]] = {"empty": [], "heartbeat": [], "idle": []}
     with _filled(place, options) as (server, captured, replay):
         for _ in range(2):
@@ -90,7 +90,7 @@ def _compare(place: Place, options: dict[str, str], quick: bool) -> dict[str, li
 
 def growth(place: Place, *, quick: bool) -> Found:
     """Bytes a session at 100,000 and 1,000,000 sessions, and µs per heartbeat at 10,000 beside 1,000,000."""
-    repetitions, beats = (5, FEW) if quick else (11, 3 * FEW)
+    repetitions, beats = (5, FEW) if quick else (35, FEW)
     few_us: list[float] = []
     many_us: list[float] = []
     with _filled(place, MEMORY_ONLY, LONG_DEVICE) as (server, _, replay):

@@ -8,7 +8,7 @@
 -- ARGV[4] session        or '' for a session yet to be named
 -- ARGV[5] ident          device, content, kind, device type, provider, profile, rules; tab-separated
 -- ARGV[6] policy         mode, require_evidence, then name:unit:limit for each rule; tab-separated
--- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; see lib/reply.lua
+-- RETURNS {code, lease_expires_at, last_seq, duplicate, detail, content}; see lib/reply.lua
 
 -- @include clock
 local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]

@@ -19,7 +19,7 @@
 -- ARGV[14] body          the event's JSON from "account" on; '' thins: the heartbeat is not appended
 -- ARGV[15] completed     1: this position completes the title; else ''
 -- ARGV[16...] events     the player's own events in pairs: type, JSON from "account" on
--- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; detail is JSON or '' (lib/reply.lua). What nearly every
+-- RETURNS {code, lease_expires_at, last_seq, duplicate, detail, content}; detail is JSON or '' (lib/reply.lua). What nearly every
 -- heartbeat is answered, {0, lease_expires_at, its seq, 0, ''}, is said by lease_expires_at alone: a list costs Redis 0.7 µs.
 -- Negative: it has begun another five minutes and is to be counted as a viewer.
 

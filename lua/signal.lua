@@ -19,7 +19,7 @@
 -- ARGV[13] body          the event's JSON from "content" on, or '' for none
 -- ARGV[14] request_id    '' if none
 -- ARGV[15] request_ttl   ms
--- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; see lib/reply.lua
+-- RETURNS {code, lease_expires_at, last_seq, duplicate, detail, content}; see lib/reply.lua
 
 -- @include clock
 local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]

@@ -15,7 +15,7 @@
 -- ARGV[9] policy         mode, require_evidence, then name:unit:limit for each rule; tab-separated
 -- ARGV[10] request_id    '' if none
 -- ARGV[11] request_ttl   ms
--- RETURNS {code, lease_expires_at, last_seq, duplicate, detail}; see lib/reply.lua
+-- RETURNS {code, lease_expires_at, last_seq, duplicate, detail, content}; see lib/reply.lua
 
 -- @include clock
 local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]

@@ -76,7 +76,7 @@ async def heartbeat(request: Request) -> Response:
         STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), 10_000, 30_000, "" if beat.rate == 1 else beat.rate,
         ARGV[11], "", event, "",
     )  # fmt: skip
-    code, expires, last_seq, duplicate, _ = [0, reply, beat.seq, 0, b""] if isinstance(reply, int) else reply
+    code, expires, last_seq, duplicate, *_ = [0, abs(reply), beat.seq, 0] if isinstance(reply, int) else reply
     answer = {
         "decision": "allow" if code == 0 else "block", "session": beat.session, "reason": None, "rule": None, "limit": None,
         "by": None, "lease_expires_at": expires, "next_heartbeat_ms": 10_000, "retry_at": None, "conflicts": [],
