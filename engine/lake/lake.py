@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.errors import PulsegateError
 from engine.events import Event, order
 from engine.lake import files
 from engine.lake.compact import Compacted, Compaction, sweep
 from engine.lake.erase import Erasure, Receipt, same_notes
-from engine.lake.layout import date_of, events, folder, split, table
+from engine.lake.forms import form_of
+from engine.lake.layout import by_hour, date_of, events, folder, split, table
 from engine.lake.manifest import Change, Conflict, Erased, File, Id, Manifests, Root, digest
 from engine.lake.reader import Reader
-from engine.lake.scan import Filter
+from engine.lake.scan import Filter, reached
 from engine.lake.writer import collecting, commit, write
 from engine.partitions import partition_of
 
@@ -49,13 +53,14 @@ class Lake:
         are between its position and the greatest id given. Ids at or below the position are taken already, and dropped.
         Raises Conflict if the same partitions are written by others all the time.
         """
-        for attempt in range(_TRIES):
-            try:
-                return self._append(batch)
-            except Conflict:
-                if attempt == _TRIES - 1:
-                    raise
-        return 0
+        return _again(lambda: self._append(batch))
+
+    def add(self, topic: str, rows: pa.Table, ends: Mapping[int, str]) -> int:
+        """Adds rows of a topic with columns of its own (engine/lake/forms.py), and moves the positions to `ends`, both at once and
+        durably; returns how many were new. As with events: all rows there are up to there, and those at or below a position
+        are taken already. Raises Conflict if the same partitions are written by others all the time."""
+        found = {p: order(id_) for p, id_ in ends.items()}
+        return _again(lambda: self._add(topic, rows, found))
 
     def read(
         self,
@@ -113,18 +118,35 @@ class Lake:
     # the parts
 
     def _append(self, batch: Sequence[Event]) -> int:
-        began, base = self._clock(), self._manifests.newest()
-        floor = {p: order(id_) for p, id_ in base.positions.items()}
-        fresh, ids, reached = _beyond(batch, floor)
+        base = self._manifests.newest()
+        fresh, ids, ends = _beyond(batch, _floor(base))
         if not fresh:
             return 0
-        kept, kept_ids = self._not_erased(base, fresh, ids)
+        through = self._erased(base, {event.account for event in fresh})
+        kept = [(e, id_) for e, id_ in zip(fresh, ids, strict=True) if id_[0] > through.get(e.account, -1)]
+        rows = table([e for e, _ in kept], [id_ for _, id_ in kept]) if kept else None
+        return self._commit(base, split(rows) if rows else (), ends)
+
+    def _add(self, topic: str, rows: pa.Table, ends: Mapping[int, Id]) -> int:
+        base = self._manifests.newest()
+        floor = _floor(base)
+        further = {p: end for p, end in ends.items() if end > floor.get(p, (-1, 0))}
+        if not further:
+            return 0
+        rows = rows.filter(pc.invert(reached(rows, {p: floor[p] for p in further if p in floor})))
+        rows = rows.filter(pc.is_in(rows["partition"], value_set=pa.array(sorted(further), pa.int32())))
+        for account, through in self._erased(base, set(rows["account"].to_pylist())).items():
+            theirs = pc.and_(pc.equal(rows["account"], account), pc.less_equal(rows["stream_ms"], through))
+            rows = rows.filter(pc.invert(theirs))
+        return self._commit(base, by_hour(topic, rows, form_of(topic).order), further)
+
+    def _commit(self, base: Root, parts: Iterable[tuple[str, pa.Table]], ends: Mapping[int, Id]) -> int:
+        began = self._clock()
         with collecting(self._root) as made:
-            if kept:
-                for where, rows in split(table(kept, kept_ids)):
-                    made.append(write(self._root, where, rows, began))
-        positions = {p: f"{ms}-{seq}" for p, (ms, seq) in reached.items()}
-        unchanged, same = _same_positions(base, reached), same_notes(base)
+            for where, rows in parts:
+                made.append(write(self._root, where, rows, began))
+        positions = {p: f"{ms}-{seq}" for p, (ms, seq) in ends.items()}
+        unchanged, same = _same_positions(base, ends), same_notes(base)
 
         def allowed(now: Root) -> None:
             unchanged(now)
@@ -133,9 +155,8 @@ class Lake:
         commit(self._root, self._manifests, Change(began, made, positions=positions, allowed=allowed))
         return sum(file.rows for file in made)
 
-    def _not_erased(
-        self, base: Root, fresh: Sequence[Event], ids: Sequence[Id]
-    ) -> tuple[Sequence[Event], Sequence[Id]]:
+    def _erased(self, base: Root, accounts: Collection[str]) -> dict[str, int]:
+        """Of these accounts those that were erased, and up to which ms of their ids."""
         notes: dict[str, Erased] = {}
         if base.erased:
             try:
@@ -143,12 +164,8 @@ class Lake:
             except FileNotFoundError:
                 raise Conflict("the lake changed meanwhile") from None
         if not notes:
-            return fresh, ids
-        through = {
-            name: notes[known].through_ms for name in {e.account for e in fresh} if (known := digest(name)) in notes
-        }
-        kept = [(e, id_) for e, id_ in zip(fresh, ids, strict=True) if id_[0] > through.get(e.account, -1)]
-        return [e for e, _ in kept], [id_ for _, id_ in kept]
+            return {}
+        return {name: notes[known].through_ms for name in accounts if (known := digest(name)) in notes}
 
     def _listed(self, from_ms: int | None, to_ms: int | None) -> list[File]:
         low = "" if from_ms is None else date_of(folder("", from_ms))
@@ -171,18 +188,32 @@ class Lake:
         return replace(wanted, partitions=where if wanted.partitions is None else where & wanted.partitions)
 
 
+def _again(change: Callable[[], int]) -> int:
+    for attempt in range(_TRIES):
+        try:
+            return change()
+        except Conflict:
+            if attempt == _TRIES - 1:
+                raise
+    return 0
+
+
+def _floor(base: Root) -> dict[int, Id]:
+    return {p: order(id_) for p, id_ in base.positions.items()}
+
+
 def _beyond(batch: Sequence[Event], floor: Mapping[int, Id]) -> tuple[list[Event], list[Id], dict[int, Id]]:
     """The events beyond their partition's position, their ids, and how far each partition comes with them."""
     fresh, ids = list[Event](), list[Id]()
-    reached: dict[int, Id] = {}
+    ends: dict[int, Id] = {}
     for event in batch:
         id_, partition = order(event.stream_id), event.partition
         if id_ > floor.get(partition, (-1, 0)):
             fresh.append(event)
             ids.append(id_)
-            if id_ > reached.get(partition, (-1, 0)):
-                reached[partition] = id_
-    return fresh, ids, reached
+            if id_ > ends.get(partition, (-1, 0)):
+                ends[partition] = id_
+    return fresh, ids, ends
 
 
 def _same_positions(base: Root, partitions: Collection[int]) -> Callable[[Root], None]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -120,17 +121,21 @@ def payloads(batch: pa.RecordBatch) -> pa.Array:
 
 
 def split(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """(folder, its rows sorted and each id once) of rows in any order."""
+    """(folder, its rows sorted and each id once) of events in any order."""
     plain = pc.is_in(rows["type"], value_set=pa.array(sorted(PLAIN)))
-    at = rows["at"].cast(_int)
-    rows = rows.append_column("_hour", pc.divide(pc.max_element_wise(at, 0), HOUR)).append_column("_plain", plain)
-    order = pc.sort_indices(rows, sort_keys=[("_plain", "ascending"), ("_hour", "ascending"), *ORDER])
-    rows = rows.take(order).combine_chunks()
-    ends = _run_ends(rows, "_plain", "_hour")
-    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+    for topic, mask in ((EVENTS, pc.invert(plain)), (HEARTBEATS, plain)):
+        for where, part in by_hour(topic, rows.filter(mask), ORDER):
+            yield where, _once(part)
+
+
+def by_hour(topic: str, rows: pa.Table, order: list[tuple[str, str]]) -> Iterator[tuple[str, pa.Table]]:
+    """(folder, its rows sorted) of a topic's rows in any order."""
+    names = rows.column_names
+    rows = rows.append_column("_hour", pc.divide(pc.max_element_wise(rows["at"].cast(_int), 0), HOUR))
+    rows = rows.take(pc.sort_indices(rows, sort_keys=[("_hour", "ascending"), *order])).combine_chunks()
+    for begin, end in pairwise([0, *_run_ends(rows, "_hour")]):
         part = rows.slice(begin, end - begin)
-        topic = HEARTBEATS if part["_plain"][0].as_py() else EVENTS
-        yield folder(topic, part["_hour"][0].as_py() * HOUR), _once(part.select(SCHEMA.names))
+        yield folder(topic, part["_hour"][0].as_py() * HOUR), part.select(names)
 
 
 def runs(rows: pa.Table) -> list[tuple[int, int, int]]:

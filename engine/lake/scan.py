@@ -8,7 +8,7 @@ once loaded. Row groups that cannot hold a wanted row are skipped by their stati
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.lake.layout import ORDER, SCHEMA
+from engine.lake.forms import Form, form_of
 from engine.lake.manifest import File, Id
 
 PIECE = 131_072
@@ -27,7 +27,6 @@ _ROW = 1024
 _OPEN = 128
 """Files kept open."""
 _PROBED = ("partition", "stream_ms", "stream_seq", "at", "type", "account")
-_PARTITION, _STREAM_MS = (SCHEMA.get_field_index(name) for name in ("partition", "stream_ms"))
 Mask = Any
 
 
@@ -69,9 +68,9 @@ class Filter:
         if self.partitions is not None:
             tests.append(pc.is_in(partition, value_set=pa.array(sorted(self.partitions), pa.int32())))
         if self.after:
-            tests.append(pc.invert(_reached(rows, self.after)))
+            tests.append(pc.invert(reached(rows, self.after)))
         if self.upto is not None:
-            tests.append(_reached(rows, self.upto))
+            tests.append(reached(rows, self.upto))
         at = rows["at"].cast(pa.int64())
         if self.since is not None:
             tests.append(pc.greater_equal(at, self.since))
@@ -97,16 +96,17 @@ class Scan:
         for file in self._open.values():
             file.close()
 
-    def load(self, files: Iterable[File], piece: Piece) -> pa.Table:
-        """The piece's wanted rows, sorted. Raises FileNotFoundError if a file is gone."""
+    def load(self, files: Sequence[File], piece: Piece) -> pa.Table:
+        """The piece's wanted rows, sorted; the files are of one form. Raises FileNotFoundError if a file is gone."""
         tables = [table for file in files if _overlaps(file, piece) for table in self._from(file, piece)]
+        form = form_of(files[0].topic if files else "")
         if not tables:
-            return SCHEMA.empty_table()
-        return pa.concat_tables(tables).sort_by(ORDER)
+            return form.schema.empty_table()
+        return pa.concat_tables(tables).sort_by(form.order)
 
     def _from(self, file: File, piece: Piece) -> Iterator[pa.Table]:
         parquet = self.parquet(file.path)
-        groups = [g for g in range(parquet.num_row_groups) if _may_hold(parquet, g, piece)]
+        groups = [g for g in range(parquet.num_row_groups) if _may_hold(parquet, g, piece, form_of(file.topic))]
         probing = self._filter.types is not None or self._filter.accounts is not None
         for group in groups:
             if probing:
@@ -186,21 +186,22 @@ def _overlaps(file: File, piece: Piece) -> bool:
 
 def holds_partition(parquet: pq.ParquetFile, group: int, partitions: Collection[int] | None) -> bool:
     """Whether a row group may hold a row of these partitions, by its statistics."""
-    found = parquet.metadata.row_group(group).column(_PARTITION).statistics
+    column = parquet.schema_arrow.get_field_index("partition")
+    found = parquet.metadata.row_group(group).column(column).statistics
     if partitions is None or not found or not found.has_min_max:
         return True
     return any(found.min <= p <= found.max for p in partitions)
 
 
-def _may_hold(parquet: pq.ParquetFile, group: int, piece: Piece) -> bool:
+def _may_hold(parquet: pq.ParquetFile, group: int, piece: Piece, form: Form) -> bool:
     meta = parquet.metadata.row_group(group)
-    partition, ms = meta.column(_PARTITION).statistics, meta.column(_STREAM_MS).statistics
+    partition, ms = meta.column(form.partition).statistics, meta.column(form.stream_ms).statistics
     if partition and partition.has_min_max and (partition.max < piece.first or partition.min > piece.last):
         return False
     return not (ms and ms.has_min_max and (ms.max < piece.low or ms.min >= piece.high))
 
 
-def _reached(rows: pa.Table, limits: dict[int, Id]) -> Mask:
+def reached(rows: pa.Table, limits: dict[int, Id]) -> Mask:
     """Which rows' ids are at or below their partition's limit; false where there is none."""
     size = max(limits, default=0) + 1
     known = pc.less(rows["partition"], size)

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.lake import files
-from engine.lake.layout import ENCODING, ORDER, SCHEMA, runs
+from engine.lake.forms import form_of
+from engine.lake.layout import runs
 from engine.lake.manifest import Change, Conflict, File, Manifests, Range
 
 ROW_GROUP = 65_536
@@ -42,8 +43,9 @@ class Output:
     def opened(self) -> Iterator[Output]:
         with files.writing(self._root / self.path) as handle:
             self._handle = handle
-            sorting = pq.SortingColumn.from_ordering(SCHEMA, ORDER)
-            self._writer = pq.ParquetWriter(handle, SCHEMA, sorting_columns=sorting, **ENCODING)
+            form = form_of(self.path.split("/")[0])
+            sorting = pq.SortingColumn.from_ordering(form.schema, form.order)
+            self._writer = pq.ParquetWriter(handle, form.schema, sorting_columns=sorting, **form.encoding)
             yield self
             self._writer.close()
             self.bytes = handle.tell()

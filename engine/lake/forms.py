@@ -1,0 +1,49 @@
+"""What the files of a topic look like: their columns, how these are packed, and how rows are sorted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from engine.lake import layout
+from engine.quality import facts
+
+FACTS = "facts"
+"""The topic of quality facts (engine/quality/facts.py), in a lake of their own."""
+
+_DELTA = ("partition", "stream_ms", "stream_seq", "at", "ms", "bits_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """All of them have the columns partition, stream_ms, stream_seq, at and account."""
+
+    schema: pa.Schema
+    order: list[tuple[str, str]]
+    encoding: dict[str, Any]
+    partition: int
+    stream_ms: int
+    """Where these columns are."""
+
+    @classmethod
+    def of(cls, schema: pa.Schema, order: list[tuple[str, str]], encoding: dict[str, Any]) -> Form:
+        return cls(schema, order, encoding, schema.get_field_index("partition"), schema.get_field_index("stream_ms"))
+
+
+_EVENTS = Form.of(layout.SCHEMA, layout.ORDER, layout.ENCODING)
+_FACTS = Form.of(
+    facts.SCHEMA,
+    [*layout.ORDER, ("part", "ascending")],
+    {
+        "compression": "zstd",
+        "use_dictionary": [f.name for f in facts.SCHEMA if pa.types.is_string(f.type)],
+        "column_encoding": dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
+        "write_page_checksum": True,
+    },
+)
+
+
+def form_of(topic: str) -> Form:
+    return _FACTS if topic == FACTS else _EVENTS
