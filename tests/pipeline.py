@@ -13,6 +13,7 @@ from engine import lag
 from engine.events import TOPICS
 from engine.settings import Settings
 from tests.harness import PARTITIONS
+from workers.consume import Consume
 from workers.runtime import Runtime
 from workers.tenure import Ownership, Work
 
@@ -53,6 +54,8 @@ def log_ids(run: Runtime, partition: int, *topics: str) -> list[str]:
 
 def drain(work: Work) -> int:
     """Steps until there is nothing to do; how much was done."""
+    if isinstance(work, Consume):
+        work.gathers = False
     done = 0
     while step := work.step(0.01):
         done += step

@@ -100,7 +100,7 @@ class TestInstalledLater:
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("workers.consume.BATCH", 4)
+        monkeypatch.setattr(consumers()["views"], "batch", 4)
 
     def test_it_begins_with_the_lake_in_steps_that_let_others_have_their_turn(
         self, run: Runtime, monkeypatch: pytest.MonkeyPatch
@@ -108,6 +108,7 @@ class TestInstalledLater:
         before = self.forgotten(run)
         monkeypatch.setattr("workers.consume.CATCH_UP_S", 0.0)
         work = Consume(run, 0, owner(run, "consume-views"), consumers()["views"])
+        work.gathers = False
         steps = []
         while done := work.step(0.01):
             steps.append(done)

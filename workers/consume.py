@@ -23,12 +23,6 @@ from workers.tenure import LostOwnership, Ownership, Work, stopping
 
 COUNT = 1_000
 """Entries read of each stream at a time."""
-BATCH = 5_000
-"""Events committed together, about."""
-GATHER_S = 0.05
-"""While little comes, events gather so long: a round costs as much for ten events as for a hundred."""
-FEW = 1_000
-"""What counts as little, of one round."""
 CATCH_UP_S = 5.0
 """So long one step reads from the lake: opening it again costs less than that, and somebody may wait for the worker."""
 
@@ -108,17 +102,21 @@ class Consume(Work):
         self._commit.begin(cls.topics)
         self._positions = self._commit.positions(partitions)
         self._few, self._read_at = False, 0.0
+        self.gathers = True
+        """Whether events may gather; False: each round takes what there is."""
 
     def step(self, wait_s: float) -> int:
-        if self._few and (left := self._read_at + GATHER_S - time.monotonic()) > 0:
+        if self.gathers and self._few and (left := self._read_at + self._consumer.gather_s - time.monotonic()) > 0:
             stopping.wait(min(left, wait_s))
+            if left > wait_s:
+                return 0
         self._read_at = time.monotonic()
         found = self._reader.look(self._positions, COUNT, max(1, int(wait_s * 1000)))
         done = self._catch_up(found) if found.behind else 0
         if found.ends:
             self._apply(found)
         done += len(found.events)
-        self._few = done < FEW
+        self._few = done < self._consumer.few
         return done
 
     def close(self) -> None:
@@ -127,8 +125,9 @@ class Consume(Work):
     def _apply(self, found: Reading) -> None:
         """Commits what was read, in batches; the last one moves the positions to the reading's ends."""
         events = found.events
-        for start in range(0, max(1, len(events)), BATCH):
-            batch, last = events[start : start + BATCH], start + BATCH >= len(events)
+        size = self._consumer.batch
+        for start in range(0, max(1, len(events)), size):
+            batch, last = events[start : start + size], start + size >= len(events)
             reached = found.ends if last else latest(batch)
             bad = [entry for entry in found.undecodable if within(entry, reached, self._positions)]
             now = int(time.time() * 1000)
@@ -153,7 +152,7 @@ class Consume(Work):
         for event in history(self._run.settings, self._consumer.topics, after):
             if order(event.stream_id) <= order(found.behind[event.partition]):
                 batch.append(event)
-            if len(batch) >= BATCH:
+            if len(batch) >= self._consumer.batch:
                 self._commit_batch(batch, latest(batch))
                 self._owner.renew()
                 done += len(batch)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.errors import PulsegateError
+from workers.consume import Consume
 from workers.export import Export, Postponed
 from workers.jobs import groups, jobs, work
 from workers.runtime import Runtime
@@ -71,7 +72,7 @@ def drain(run: Runtime, job: str, group: int | None = None, *, seize: bool = Fal
         ownership = _own(run, job, each, seize)
         try:
             found = work(run, job, each, ownership)
-            if isinstance(found, Export):
+            if isinstance(found, Export | Consume):
                 found.gathers = False
             try:
                 wall, used = time.monotonic(), time.process_time()

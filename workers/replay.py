@@ -22,7 +22,7 @@ from redis.client import Pipeline
 from engine.errors import PulsegateError
 from engine.events import Event, order
 from engine.lag import HANDLED
-from workers.consume import BATCH, COUNT, Commit, handle, latest, live_generation
+from workers.consume import COUNT, Commit, handle, latest, live_generation
 from workers.consumer import Consumer, consumers
 from workers.history import history, lake_positions
 from workers.reading import Ahead, LogReader
@@ -167,7 +167,7 @@ class Replay:
         batch: list[Event] = []
         for event in events:
             batch.append(event)
-            if len(batch) >= BATCH:
+            if len(batch) >= self._shadow.batch:
                 self._commit_batch(batch, latest(batch))
                 batch = []
         if batch:
