@@ -36,9 +36,11 @@ from engine.log import configure, log_answer, log_failure
 from engine.marks import Marks
 from engine.metrics import Metrics
 from engine.outages import Announcer, Outage, cancel, every
+from engine.places import Places
 from engine.plans import PlanFile
 from engine.projected import answered
 from engine.published import Published
+from engine.quality.ask import Asker
 from engine.revocations import Revocations
 from engine.router import Router, connect
 from engine.settings import Settings
@@ -46,8 +48,9 @@ from engine.spill import Spill
 from engine.spool import Entry, Spool
 from engine.tokens import Claims, Tokens
 from engine.tracking import sift
+from engine.visitors import Visitors
 from engine.watch import Backlog
-from engine.wire import decode_events, decode_heartbeat
+from engine.wire import decode_events, decode_kept_heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ _PLAYER_ROUTES = (
     "/v1/sessions/",
     "/v1/accounts/",
     "/v1/events",
+    "/v1/cmcd",
     "/v1/resume",
     "/v1/views",
     "/v1/trending",
@@ -126,6 +130,7 @@ class App:
         settings, metrics = self._settings, self._metrics
         configure(settings.log_level)
         keys, outage = Keys(settings.prefix, settings.partitions), Outage()
+        places = Places.of(settings)
         client: Any = await connect(settings.redis_url, socket_timeout=_CLIENT_S, socket_connect_timeout=_CLIENT_S)
         await layout.ensure(client, keys)
         log_client = _log_client(settings, client)
@@ -151,6 +156,8 @@ class App:
         asks = Asks(settings.log_redis_url or (settings.redis_url if log_client is not None else ""), keys)
         published = Published(log_client, keys)
         streams = Streams(settings, published, metrics)
+        visitors = Visitors(router, keys, settings, places)
+        asker = Asker(settings)
         services = Services(
             settings,
             keys,
@@ -168,6 +175,8 @@ class App:
             self._cors,
             published,
             streams,
+            visitors,
+            asker,
         )
         routes = Routes(services)
         app.router.routes.extend(routes.all())
@@ -183,6 +192,7 @@ class App:
             metrics.thinned_events.inc(outage.skipped)
             outage.skipped = 0
             metrics.flush()
+            visitors.forget()
 
         backlog = Backlog(client, keys, settings, metrics, outage)
         fast = asyncio.create_task(every(1.0, announcer.announce, flush))
@@ -207,6 +217,8 @@ class App:
             for task in (fast, back, slow, lists, upkeep):
                 await cancel(task)
             await _sign_off(announcer)
+            await asker.close()
+            await visitors.close()
             await decisions.close()
             await bad.close()
             await router.close()
@@ -215,6 +227,7 @@ class App:
                 await log_client.aclose()
             spool.close()
             spilled.close()
+            places.close()
             metrics.leave()
 
 
@@ -242,7 +255,7 @@ async def _sign_off(announcer: Announcer) -> None:
 
 async def _reapply(decisions: Decisions, entry: Entry) -> bool:
     claims, body, at = Claims(**entry["claims"]), entry["body"].encode(), entry["at"]
-    beat = decode_heartbeat(body)
+    beat = decode_kept_heartbeat(body)
     # Those of its events that are bad were kept apart when it came.
     events, _ = sift(decode_events(beat.events)) if beat.events else ([], [])
     decision = await decisions.heartbeat(claims, beat, body, events, at)

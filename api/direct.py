@@ -21,13 +21,15 @@ class Direct(ABC):
     methods: ClassVar[tuple[str, ...]]
     headers: ClassVar[RawHeaders] = [JSON]
     """Of what `answer` returns."""
+    status: ClassVar[int] = 200
+    """Of what `answer` returns; 204 has no body."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
 
     @abstractmethod
     async def answer(self, scope: Scope, receive: Receive, authorization: bytes | None, length: bytes | None) -> bytes:
-        """The body of a 200; the last two are headers. Raises PulsegateError."""
+        """The body of a good answer; the last two are headers. Raises PulsegateError."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self.services
@@ -45,14 +47,14 @@ class Direct(ABC):
                 named = True
         try:
             answer = await self.answer(scope, receive, authorization, length)
-            status, headers = 200, self.headers
+            status, headers = self.status, self.headers
         except PulsegateError as error:
             status, answer, headers = error_answer(error)
             named = True
         except Exception as error:
             bug, named = error, True
             status, answer, headers = error_answer(INTERNAL)
-        headers = [*headers, (b"content-length", str(len(answer)).encode())]
+        headers = [*headers, (b"content-length", str(len(answer)).encode())] if status != 204 else [*headers]
         if origin is not None:
             headers += services.cors.headers(origin)
         if named:
@@ -60,7 +62,7 @@ class Direct(ABC):
             headers.append((b"x-request-id", identity.encode()))
             if bug is not None:
                 log_bug(scope, identity, bug)
-            if status != 200:
+            if status >= 400:
                 log_failure(self.path, status, identity, answer)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": answer})

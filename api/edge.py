@@ -19,6 +19,8 @@ from starlette.responses import Response
 
 from api.services import Services
 from engine import edge_rules
+from engine.cmcd import parser
+from engine.cmcd.keys import Value
 from engine.errors import BadRequest, Forbidden, PulsegateError, Unauthorized
 from engine.tokens import Claims
 from engine.wire import ID_MAX, Signal
@@ -59,8 +61,8 @@ class Edge:
         if asked.method == "OPTIONS":
             return Response(status_code=asked.allowed)
         try:
-            token, signal, claims = self._read(request, asked)
-            return await self._judge(token, signal, claims, asked.allowed)
+            token, signal, claims, said = self._read(request, asked)
+            return await self._judge(token, signal, claims, said, asked.allowed)
         except Unauthorized as error:
             return _refusal(401, error.code)
         except (Forbidden, BadRequest) as error:
@@ -71,25 +73,29 @@ class Edge:
             log.exception("edge_degraded")
         return _pass(asked.allowed, degraded=True)
 
-    def _read(self, request: Request, asked: _Asked) -> tuple[str, Signal, Claims]:
-        """The token, the evidence that this request is, and the token's claims. Raises Unauthorized, BadRequest."""
+    def _read(self, request: Request, asked: _Asked) -> tuple[str, Signal, Claims, dict[str, Value]]:
+        """The token, the evidence that this request is, the token's claims, and what the player says of the request by CMCD.
+
+        Raises Unauthorized, BadRequest.
+        """
         named = dict.fromkeys(PARTS, "") | (edge_rules.parts(self._uri, asked.path) or {})
         token = self._token(request, asked.query, named["token"])
         claims = self._verified(token)
+        said = _cmcd(request, asked.query)
         signal = Signal(
             account=claims.account,
             device=claims.device or named["device"] or edge_rules.device_of(token),
             evidence="manifest" if self._manifest.search(asked.path) else "segment",
-            content=claims.content or named["content"],
+            content=claims.content or named["content"] or str(said.get("cid", "")),
             kind=claims.kind or named["kind"],  # type: ignore[arg-type]
-            session=claims.sid or claims.jti,
+            session=claims.sid or claims.jti or edge_rules.session_of(said, claims.device),
             provider=claims.provider or named["provider"],
         )
         for name in ("device", "content", "provider"):
             value = getattr(signal, name)
             if len(value) > ID_MAX or not value.isprintable():
                 raise BadRequest(f"{name} in the URI must be at most {ID_MAX} printable characters", field=name)
-        return token, signal, claims
+        return token, signal, claims, said
 
     def _token(self, request: Request, query: str, in_path: str) -> str:
         """Header, else cookie, else query, else path. Raises Unauthorized if there is none."""
@@ -116,11 +122,14 @@ class Edge:
             log.debug("edge_token", exc_info=True)
             raise Unauthorized("the token cannot be read", code="token_invalid") from error
 
-    async def _judge(self, token: str, signal: Signal, claims: Claims, allowed: int) -> Response:
+    async def _judge(
+        self, token: str, signal: Signal, claims: Claims, said: dict[str, Value], allowed: int
+    ) -> Response:
         claims = await self._services.admitted(token, signal.session, signal.device)
         if not signal.content:
             self._services.metrics.edge_without_content.inc()
-        decision = await self._services.decisions.signal(signal, orjson.dumps({"evidence": signal.evidence}), claims)
+        data = {"evidence": signal.evidence} | ({"cmcd": said} if said else {})
+        decision = await self._services.decisions.signal(signal, orjson.dumps(data), claims)
         if decision["decision"] == "block":
             return _refusal(403, decision["reason"], decision["rule"], decision["retry_at"])
         return _pass(allowed, degraded=decision["degraded"])
@@ -136,6 +145,13 @@ def _asked(request: Request) -> _Asked:
     path, _, query = uri.partition("#")[0].partition("?")
     method = headers.get("x-original-method") or headers.get("x-forwarded-method") or request.method
     return _Asked(method.upper(), edge_rules.looked_up(path.encode("latin-1")), query, 204)
+
+
+def _cmcd(request: Request, query: str) -> dict[str, Value]:
+    """From the argument, else from the headers, which the edge passes on with the others. {} for what cannot be read."""
+    headers = [request.headers.get(name, "") for name in parser.HEADERS]
+    utf8 = [header.encode("latin-1").decode(errors="replace") for header in headers]
+    return parser.of_request(edge_rules.argument(query, parser.ARGUMENT), utf8)
 
 
 def _pass(status: int, *, degraded: bool) -> Response:

@@ -32,6 +32,8 @@ class Heartbeats(Direct):
         events, bad = sift(decode_events(beat.events)) if beat.events else ([], [])
         claims = services.tokens.cached(token) or await services.admitted(token, beat.session)
         decision = await services.decisions.heartbeat(claims, beat, body, events)
+        if (claims.account, beat.session) not in services.visitors.beating:
+            services.visitors.beat(scope, claims.account, beat.session, decision)
         # A bad event costs the viewer nothing: the heartbeat counts, the event is kept with its reason; but not when the
         # heartbeat was refused or a repetition, for then its good events went nowhere either.
         if bad and decision["decision"] == "allow" and not decision["duplicate"]:

@@ -26,6 +26,8 @@ STATUS: dict[type[PulsegateError], int] = {
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.Conflict: 409,
+    errors.Gone: 410,
+    errors.TooCostly: 422,
     errors.Overloaded: 429,
     errors.Unavailable: 503,
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from api import openapi_admin, openapi_audience, openapi_events, openapi_history
+from api import openapi_admin, openapi_audience, openapi_behaviour, openapi_events, openapi_history, openapi_quality
 from engine.wire import (
     EVENT_TYPE,
     EVENTS_MAX,
@@ -44,7 +44,7 @@ Times end in `_at` and are ms since the epoch; durations end in their unit. Ever
 unknown fields in them are kept, not refused; an integer is written without fraction or exponent. A body over its limit (64 KiB, `/v1/events` and `/v1/contents` 1 MiB) is answered 413 before it is parsed, a
 method a route does not have 405 with `Allow`. `HEAD` answers like `GET`, without a body. All player routes answer
 CORS preflight (`OPTIONS`, 204). Every answer but preflight's carries `X-Request-Id`, the caller's own if it sent one;
-a successful heartbeat only then."""
+a successful heartbeat or CMCD report only then."""
 
 HEARTBEAT = {
     "session": "9b2f7c1e-6a41-4f0e-9d0c-1f2a3b4c5d6e", "device": "living-room", "content": "film-1", "kind": "vod",
@@ -200,7 +200,9 @@ _ERRORS = {
     403: _error("The token does not reach this far", "other_account", "account"),
     404: _error("No such running session to stop", "unknown_session", "stop"),
     409: _error("The session was never seen: name device, content and kind", "unknown_session", "session"),
+    410: _error("The token has expired or was revoked, or nothing is collected: send no more", "token_revoked", "authorization"),
     413: _error("The body exceeds its limit", "too_large", "body"),
+    422: _error("The question needs more time or memory than one may have: ask for less", "query_too_slow", None),
     429: _error("Too many decisions under way", "overloaded", None, _RETRY),
     503: _error("Session Redis is away", "unavailable", None, _RETRY),
 }
@@ -295,6 +297,11 @@ def _player_paths() -> Schema:
             403, 413, 429, 503, security=stopping["security"], requestBody=openapi_events.request_body(),
             description=openapi_events.DESCRIPTION,
         )},
+        "/v1/cmcd": {"post": _operation(
+            "cmcd", "A stock player reports (CMCD event mode)", _done("Taken; what was bad is kept with its reason"), 400, 401,
+            403, 410, 413, 429, 503, security=[{"query": []}, {"bearer": []}], parameters=openapi_quality.cmcd_query(),
+            requestBody=openapi_quality.cmcd_body(), description=openapi_quality.CMCD_DESCRIPTION,
+        )},
         "/v1/accounts/{account}/sessions": {"get": _operation(
             "sessions", "An account's running sessions", _ok("Sessions", one={"items": [SESSION], "next": None}),
             400, 401, 403, 429, 503, parameters=account,
@@ -364,6 +371,28 @@ def _audience_paths() -> Schema:
         "/v1/contents/{content}/audience": {"get": _operation(
             "audience", "How many watch a content", _ok("Audience", one=audience.AUDIENCE), 400, 401, 403, 503,
             parameters=[*content, *audience.audience_query()], description=audience.AUDIENCED,
+        )},
+    }  # fmt: skip
+
+
+def _behaviour_paths() -> Schema:
+    said = openapi_behaviour
+    return {
+        "/v1/behaviour": {"get": _operation(
+            "behaviour", "How people watch", _ok("Behaviour", some=said.FIGURES), 400, 401, 403, 422, 429, 503, parameters=said.query(),
+            description=said.FIGURED,
+        )},
+        "/v1/behaviour/dropoff": {"get": _operation(
+            "dropoff", "Where people stop watching a content", _ok("Dropoff", some=said.CURVE), 400, 401, 403, 422, 429, 503,
+            parameters=said.query(curve=True), description=said.CURVED,
+        )},
+        "/v1/alerts": {"get": _operation(
+            "alerts", "Alerts on stream quality that fire now", _ok("Alerts", some=said.ALERTS), 400, 401, 403, 503,
+            parameters=said.alerts_query(), description=said.ALERTED,
+        )},
+        "/v1/alerts/history": {"get": _operation(
+            "alertsTold", "Alerts that were told", _ok("AlertsTold", some=said.TOLD), 400, 401, 403, 503,
+            parameters=said.history_query(), description=said.HISTORY,
         )},
     }  # fmt: skip
 
@@ -498,6 +527,7 @@ def document() -> dict[str, Any]:
         "paths": _player_paths()
         | _history_paths()
         | _audience_paths()
+        | _behaviour_paths()
         | _admin_paths()
         | _backend_paths()
         | _operation_paths(),
@@ -506,6 +536,7 @@ def document() -> dict[str, Any]:
             | _answers()
             | openapi_admin.schemas()
             | openapi_audience.schemas()
+            | openapi_behaviour.schemas()
             | openapi_events.schemas()
             | openapi_history.schemas(),
             "headers": {"X-Request-Id": identity},

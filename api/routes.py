@@ -12,7 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.admin import Admin
+from api.alerts import Alerts
 from api.asking import identifier
+from api.behaviour import Behaviour
+from api.cmcd import Cmcd
 from api.contents import Contents
 from api.direct import Direct
 from api.edge import METHODS as EDGE_METHODS
@@ -22,6 +25,7 @@ from api.events import Events
 from api.heartbeats import Heartbeats
 from api.http import bearer, json_response, read_body, token_of
 from api.openapi import document
+from api.quality import Quality
 from api.resume import Resume
 from api.services import Services
 from api.trending import List, Trending
@@ -60,8 +64,9 @@ class Routes:
         self._events = Events(services)
         self._resume, self._views = Resume(services), Views(services)
         self._trending, self._contents = Trending(services), Contents(services)
-        self._admin = Admin(services)
-        self.direct: list[Direct] = [Heartbeats(services), List(services)]
+        self._admin, self._quality = Admin(services), Quality(services)
+        self._behaviour, self._alerts = Behaviour(services, self._quality), Alerts(services)
+        self.direct: list[Direct] = [Heartbeats(services), List(services), Cmcd(services)]
 
     def all(self) -> list[Route]:
         return [
@@ -79,6 +84,9 @@ class Routes:
             *self._views.routes(),
             *self._trending.routes(),
             *self._contents.routes(),
+            *self._quality.routes(),
+            *self._behaviour.routes(),
+            *self._alerts.routes(),
             Route("/v1/signals", self.signals, methods=["POST"]),
             Route("/v1/edge/authorize", self._edge.authorize, methods=["GET", "POST"]),
             Route("/v1/edge/authorize/{original:any}", self._edge.authorize, methods=EDGE_METHODS),

@@ -18,10 +18,12 @@ from engine.metrics import Metrics
 from engine.outages import Outage
 from engine.plans import PlanFile
 from engine.published import Published
+from engine.quality.ask import Asker
 from engine.revocations import Revocations
 from engine.router import Router
 from engine.settings import Settings
 from engine.tokens import Claims, Tokens
+from engine.visitors import Visitors
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Services:
     cors: Cors
     published: Published
     streams: Streams
+    visitors: Visitors
+    asker: Asker
 
     def player(self, token: str) -> Claims:
         """The claims of a player's token. Raises Unauthorized, or Forbidden for a service token."""

@@ -4,13 +4,13 @@ The edge (`api/edge.py`) asks while the request is under way, `engine/cdnlog` af
 stream; they must find the same account, device and content in it, or one viewer counts twice.
 
 A token is taken from the first of cookie, query and path. The device is the token's, else one named by the
-request, else the token itself.
+request, else the token itself. CMCD comes last: it names the content that token and path leave open, and the session.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from urllib.parse import parse_qs, unquote_to_bytes
 
@@ -68,6 +68,12 @@ def cookie(header: str, name: str) -> str:
 def argument(query: str, name: str) -> str:
     """The first that is not empty, as most servers take it, else ''."""
     return parse_qs(query, errors="surrogateescape").get(name, [""])[0] if query else ""
+
+
+def session_of(said: Mapping[str, object], device: str) -> str:
+    """The session that a request's CMCD names, where the token names neither session nor device: what a player writes links no
+    request to the session of another device."""
+    return "" if device else str(said.get("sid", ""))
 
 
 def device_of(token: str) -> str:

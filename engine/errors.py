@@ -7,6 +7,8 @@ PulsegateError
 ├── Forbidden           403  a good token that does not reach this far
 ├── NotFound            404
 ├── Conflict            409  the request fits no state we know
+├── Gone                410  never again: the sender should fall silent
+├── TooCostly           422  a question that needs more time or memory than one may
 ├── Overloaded          429  try again after `retry_after_s`
 ├── Unavailable         503  session Redis is away and the call cannot fail open
 ├── ConfigError         a setting or plan is wrong; names the variable or the table
@@ -55,6 +57,14 @@ class NotFound(PulsegateError):
 
 class Conflict(PulsegateError):
     code = "conflict"
+
+
+class Gone(PulsegateError):
+    code = "gone"
+
+
+class TooCostly(PulsegateError):
+    code = "too_costly"
 
 
 class Overloaded(PulsegateError):

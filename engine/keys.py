@@ -35,6 +35,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{log}:suspects                | hash   | silent view that the session Redis does not know → its outbox's last id then | 10 min |  |
 | pg:{log}:generations             | hash   | projection → its live generation                            | never, a field a projection | |
 | pg:{log}:<projection>:<gen>:…    | any    | a projection's state; its consumer's module says what       | by the projection    |       |
+| pg:{log}:quality:<gen>:of:<account>, :heard | hash, zset | session → what the fold keeps of it; when it was last heard of | 12 h of silence | 300 a session |
 | pg:{log}:dead:<consumer>         | stream | events it could not handle, each with the reason            | newest 10,000 kept   |       |
 | pg:{log}:bad                     | stream | rejected tracking events, each with the reason              | newest 100,000 kept  |       |
 | pg:{log}:backoff:<sink>          | hash   | failures in a row, why, `until` (ms) it is left alone, by group | 2 h after the last failure | |
@@ -51,6 +52,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{trending}:contents           | hash   | content → JSON {kind, title, runtime (s), provider, hidden}: the catalogue | when it is removed | 100–200 a content |
 | pg:{trending}:contents:version   | string | counts the changes of the catalogue                         | never                |       |
 | pg:{trending}:series:<kind>:<content> | string | views watched, one 6-byte slot a minute for 6 h (engine/audience.py); `series::` has the sum of all | a day after the last | 2,700 a content |
+| pg:{alerts}:states, :told, :sent | hash, stream, string | alerts: engine/alerts/store.py says what  | 10,000 told are kept | 200 a rule and group |
 | pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
 | pg:{work}:groups                 | string | into how many groups those at work divide the partitions    | 10 s after the last of them | |
 
@@ -217,6 +219,18 @@ class Keys:
     @property
     def trending_state(self) -> str:
         return f"{self.prefix}:{{trending}}:state"
+
+    @property
+    def alerts(self) -> str:
+        return f"{self.prefix}:{{alerts}}:states"
+
+    @property
+    def alerts_told(self) -> str:
+        return f"{self.prefix}:{{alerts}}:told"
+
+    @property
+    def alerts_sent(self) -> str:
+        return f"{self.prefix}:{{alerts}}:sent"
 
     @property
     def trending_took(self) -> str:

@@ -83,6 +83,15 @@ class Metrics:
             ["fate"],
             registry=r,
         )
+        self.cmcd = PromCounter(
+            "pulsegate_cmcd_reports",
+            "CMCD reports answered: accepted, duplicate, newer (a version we do not know), or why one is bad.",
+            ["fate"],
+            registry=r,
+        )
+        self.cmcd_keys = PromCounter(
+            "pulsegate_cmcd_dropped_keys", "Known CMCD keys whose values were ill-typed.", ["key"], registry=r
+        )
         self.redis_up = Gauge(
             "pulsegate_redis_up", "1 if every session Redis node answers.", registry=r, multiprocess_mode="min"
         )

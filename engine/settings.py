@@ -140,6 +140,20 @@ class Settings:
     events_body_max_bytes: int = _f(2**20, "largest body of POST /v1/events", low=1024)
     bad_max: int = _f(100_000, "rejected tracking events kept, about; the oldest go first", low=1)
 
+    # stock players' reports (docs/cmcd.md)
+    cmcd: bool = _f(True, "collect CMCD event reports; off: their senders are answered 410 and fall silent")
+    cmcd_body_max_bytes: int = _f(512 * 1024, "largest body of POST /v1/cmcd", low=1024)
+
+    # where viewers are
+    geoip_file: str = _f("", "MaxMind database file (.mmdb) with the country, the network, or both; empty: not known")
+    geoip_asn_file: str = _f("", "another one with the network (ASN), where the first has none")
+    proxies: int = _f(
+        0,
+        "proxies of ours before the API, whose X-Forwarded-For is believed; 0: the peer is the viewer",
+        low=0,
+        high=16,
+    )
+
     # streams of lists
     streams_max: int = _f(1_000, "readers of /v1/trending/stream per API process; more are answered 503", low=0)
     stream_slow_s: float = _f(5.0, "a reader that takes nothing for so many seconds is disconnected", low=0.1, high=60)
@@ -151,10 +165,23 @@ class Settings:
     lake_dir: str = _f("", "directory of the lake (Parquet files); `pulsegate run` sets it; empty: no lake")
     lake_roll_s: float = _f(5.0, "events gather this long before they are written to the lake", low=0, high=300)
     lake_roll_events: int = _f(50_000, "or until there are so many", low=1, high=500_000)
+    quality_roll_s: float = _f(
+        2.0, "facts of stream quality gather this long before they can be asked for", low=0, high=60
+    )
     lake_compact_s: int = _f(
         600, "the small files of an hour are merged when nothing was added to it for so long", low=0
     )
     lake_file_bytes: int = _f(128 * 2**20, "size of the files that merging makes, about", low=2**20, high=2**32)
+
+    # questions about quality and behaviour, answered by child processes of the API's (docs/quality.md)
+    quality_processes: int = _f(
+        1, "questions answered at a time, each by a process of its own, per API process", low=1, high=16
+    )
+    quality_threads: int = _f(2, "threads of such a process", low=1, high=64)
+    quality_memory_bytes: int = _f(2**30, "memory a question may use", low=64 * 2**20)
+    quality_timeout_s: float = _f(20.0, "time a question may take, waiting included", low=0.01, high=600)
+    quality_queue: int = _f(16, "questions that wait per API process; more are answered 429", low=0, high=1_000)
+    quality_idle_s: float = _f(300.0, "a process that nobody asked anything for so long ends", low=0.1, high=86_400)
 
     # background work
     ask_wait_s: float = _f(
@@ -164,7 +191,7 @@ class Settings:
         5_000, "events in an outbox above which plain heartbeats are thinned: no mirror is at work", low=10
     )
     outbox_max: int = _f(20_000, "events in an outbox above which lifecycle events wait on the API's disk", low=10)
-    worker_processes: int = _f(6, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
+    worker_processes: int = _f(7, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
     export_processes: int = _f(
         1,
         "worker processes for exports only; with several sinks as many, so that a slow one delays no other",
@@ -212,6 +239,11 @@ class Settings:
         50_000, "contents known of a kind; those missed least go first", low=16, high=1_000_000
     )
 
+    # alerts on stream quality (docs/alerts.md)
+    alerts_file: str = _f("", "TOML file of alerts; empty: none")
+    alerts_every_s: float = _f(15.0, "alerts are judged at this interval", low=1, high=3600)
+    alerts_webhook_url: str = _f("", "where alerts are posted that fire or are over (https://…); empty: nowhere")
+    alerts_webhook_secret: str = _f("", "key of their signatures, at least 32 bytes; empty: the webhook's", secret=True)
     # exports: the webhook (docs/exports.md)
     webhook_url: str = _f("", "where events are posted (https://…); empty: nowhere")
     webhook_secret: str = _f("", "key of the webhook's signatures, at least 32 bytes", secret=True)
@@ -267,6 +299,14 @@ class Settings:
         if self.webhook_url and not re.match(r"https?://[^/@\s]+(/|$)", self.webhook_url):
             raise ConfigError(
                 "PULSEGATE_WEBHOOK_URL must be http(s)://host/…, without a password", field="PULSEGATE_WEBHOOK_URL"
+            )
+        if self.alerts_webhook_url and not re.match(r"https?://[^/@\s]+(/|$)", self.alerts_webhook_url):
+            raise ConfigError(
+                "PULSEGATE_ALERTS_WEBHOOK_URL must be an http:// or https:// URL", field="PULSEGATE_ALERTS_WEBHOOK_URL"
+            )
+        if self.alerts_webhook_url and len((self.alerts_webhook_secret or self.webhook_secret).encode()) < 32:
+            raise ConfigError(
+                "PULSEGATE_ALERTS_WEBHOOK_SECRET must have at least 32 bytes", field="PULSEGATE_ALERTS_WEBHOOK_SECRET"
             )
         if self.webhook_url and len(self.webhook_secret.encode()) < 32:
             raise ConfigError("PULSEGATE_WEBHOOK_SECRET must be at least 32 bytes", field="PULSEGATE_WEBHOOK_SECRET")

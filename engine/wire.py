@@ -60,6 +60,8 @@ OWN_TYPES = frozenset(
         "resume",
         "resume_set",
         "resume_hide",
+        "cmcd",
+        "client",
     ]
 )
 EVENT_TYPE = "[a-z][a-z0-9_]{0,63}"
@@ -85,6 +87,12 @@ class Heartbeat(Struct):
     rate: Annotated[float, Meta(ge=0, le=16)] = 1.0
     quality: Raw | UnsetType = UNSET
     events: Annotated[list[Raw], Meta(max_length=EVENTS_MAX)] | None = None
+
+
+class KeptHeartbeat(Heartbeat, kw_only=True):
+    """A heartbeat that was judged when it came. One that stands for a CMCD report may lack kind and position."""
+
+    kind: Kind | Literal[""] = ""  # type: ignore[assignment]
 
 
 class PlayerEvent(Struct):
@@ -145,6 +153,7 @@ class Revocation(Struct):
 
 T = TypeVar("T")
 _heartbeat = msgspec.json.Decoder(Heartbeat)
+_kept_heartbeat = msgspec.json.Decoder(KeptHeartbeat)
 _event = msgspec.json.Decoder(PlayerEvent)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _KEY = re.compile(r"required field `([^`]+)`|unknown field `([^`]+)`")
@@ -161,6 +170,11 @@ def decode_heartbeat(body: bytes) -> Heartbeat:
     if beat.position is None and beat.kind == "vod":
         raise BadRequest("position is required for vod", field="position")
     return beat
+
+
+def decode_kept_heartbeat(body: bytes) -> Heartbeat:
+    """One that was spooled. Raises BadRequest for what never was one."""
+    return decode(_kept_heartbeat, body)
 
 
 def decode_events(raw: list[Raw]) -> list[tuple[str, bytes]]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
+from engine.embedded import Server
 from engine.errors import BadRequest
 from engine.quality import behaviour
 from engine.quality.behaviour import Asked
 from engine.quality.facts import Fact, table
+from engine.quality.files import TOPIC, lake_of
+from engine.settings import Settings
+from tests.servers import ApiProcess, player, service
 
 DAY = 86_400_000
 START = 1_800_000_000_000 // DAY * DAY
@@ -185,3 +190,26 @@ def test_a_value_is_never_sql() -> None:
     assert behaviour.rows(asked, [row])[0]["views"] == 0
     with pytest.raises(BadRequest):
         behaviour.figures(Asked(START, END, where=(("content = '' OR 1", "x"),)))
+
+
+def test_over_http(single: Server, prefix: str, tmp_path: Path) -> None:
+    facts = lives(1)
+    lake = lake_of(Settings(lake_dir=str(tmp_path / "lake")))
+    assert lake is not None
+    lake.add(TOPIC, table(facts), {1: f"{max(f.stream_ms for f in facts)}-99999"})
+    with ApiProcess(single.url, tmp_path, prefix=prefix, lake_dir=str(tmp_path / "lake")) as api:
+
+        def get(path: str, **params: Any) -> Any:
+            return api.get(path, params={"from": START, "to": END} | params, token=service("read"))
+
+        wanted = counted(facts, Asked(START, END, ("kind", "provider"), (("device_type", "tv"),)))
+        found = get("/v1/behaviour", by="kind,provider", device_type="tv").json()
+        assert {tuple(item.pop("by").values()): item for item in found["items"]} == wanted
+        curve = get("/v1/behaviour/dropoff", content="vod1").json()
+        assert curve["items"][0] == {"at": 0.0, "share": 1.0}
+        assert curve["views"] > 10
+        for params, field in (({"by": "colour"}, "by"), ({"from": END}, "from"), ({"limit": 0}, "limit")):
+            refused = get("/v1/behaviour", **params)
+            assert (refused.status_code, refused.json()["error"]["field"]) == (400, field)
+        assert get("/v1/behaviour/dropoff").json()["error"]["field"] == "content"
+        assert api.get("/v1/behaviour", token=player("ann")).status_code == 403

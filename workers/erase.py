@@ -22,6 +22,7 @@ from engine.errors import Conflict
 from engine.events import TOPICS
 from engine.lake import Lake
 from engine.partitions import partition_of
+from engine.quality.files import lake_of
 from engine.scripts import Arg
 from engine.settings import Settings
 from workers import consumer, sinks
@@ -62,6 +63,10 @@ def erase_account(run: Runtime, account: str) -> dict[str, Any]:
     if run.settings.lake_dir:
         receipt = Lake(Path(run.settings.lake_dir), partitions=run.settings.partitions).erase(account)
         removed["lake"] = {"rows": receipt.rows, "files": receipt.files}
+        facts = lake_of(run.settings)
+        if facts is not None:
+            receipt = facts.erase(account)
+            removed["quality"] = {"rows": receipt.rows, "files": receipt.files}
         # A projection that lagged may have read the lake meanwhile.
         with _taken_over(run, partition % run.settings.groups):
             for name in consumers():

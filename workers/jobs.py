@@ -7,6 +7,7 @@
 | consume-<name>    | all    | a projection: each class in `pulsegate.consumers`        |
 | export-<name>     | all    | a configured sink: each class in `pulsegate.sinks`       |
 | maintain          | one    | trims the log, tidies projections and lake, ends lost views |
+| alerts            | one    | judges the alerts on stream quality, if there are any    |
 | trending          | one    | counts who watches what, all partitions together         |
 """
 
@@ -18,6 +19,7 @@ from rq import Retry
 
 from engine.settings import Settings
 from workers import consumer, sinks
+from workers.alerts import Alerts
 from workers.consume import Consume
 from workers.export import Export
 from workers.maintain import Maintain
@@ -36,7 +38,8 @@ def jobs(settings: Settings) -> list[str]:
     """The names of every job these settings ask for."""
     consume = [f"consume-{name}" for name in consumer.names()]
     export = [f"export-{name}" for name in sinks.configured(settings)]
-    return ["sweep", "mirror", "maintain", "trending", *consume, *export]
+    alerts = ["alerts"] if settings.alerts_file and settings.lake_dir else []
+    return ["sweep", "mirror", "maintain", "trending", *alerts, *consume, *export]
 
 
 def work(run: Runtime, job: str, group: int, ownership: Ownership) -> Work:
@@ -51,6 +54,8 @@ def work(run: Runtime, job: str, group: int, ownership: Ownership) -> Work:
             return Maintain(run, ownership)
         case "trending":
             return Trending(run, ownership)
+        case "alerts":
+            return Alerts(run, ownership)
         case "consume":
             return Consume(run, group, ownership, consumer.load(name))
         case "export":
@@ -59,7 +64,7 @@ def work(run: Runtime, job: str, group: int, ownership: Ownership) -> Work:
 
 
 def groups(settings: Settings, job: str) -> range:
-    return range(1 if job in ("maintain", "trending") else settings.groups)
+    return range(1 if job in ("maintain", "trending", "alerts") else settings.groups)
 
 
 def queue_tenure(run: Runtime, job: str, group: int) -> None:

@@ -11,12 +11,15 @@ from urllib.parse import unquote
 
 import orjson
 
+from engine import edge_rules
 from engine.cdnlog.errors import BadLine
+from engine.cmcd import parser
+from engine.cmcd.keys import Value
 from engine.wire import AT_MAX
 
 NAMES = ("account", "device", "content", "kind", "session", "provider")
 """The parts of a signal that say who and what."""
-MAPPABLE = (*NAMES, "token", "evidence", "time", "method", "status", "path", "query", "cookie")
+MAPPABLE = (*NAMES, "token", "evidence", "time", "method", "status", "path", "query", "cookie", "cmcd")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"\d{1,20}(?:\.\d{0,20})?")
@@ -34,6 +37,8 @@ class Request:
     query: str
     cookie: str
     named: dict[str, str] = field(default_factory=dict)
+    cmcd: dict[str, Value] = field(default_factory=dict)
+    """What the player says of the request: by the query's CMCD, else by headers that were logged."""
 
 
 def columns_named(directive: str) -> tuple[str, ...] | None:
@@ -68,14 +73,16 @@ def from_json(text: str, mapping: Mapping[str, str]) -> Request:
             raise BadLine("missing_field", f"{mapping[name]} ({name}) is missing")
     texts = {name: text_of(value, mapping[name]) for name, value in found.items() if name != "time"}
     path, _, query = _ORIGIN.sub("", texts.get("path", "")).partition("?")
+    query = "&".join(filter(None, (query, texts.get("query", "").lstrip("?"))))
     return Request(
         time=found.get("time"),
         method=texts.get("method"),
         status=texts.get("status"),
         path=path if "path" in mapping else None,
-        query="&".join(filter(None, (query, texts.get("query", "").lstrip("?")))),
+        query=query,
         cookie=texts.get("cookie", ""),
         named={name: texts[name] for name in (*NAMES, "token", "evidence") if texts.get(name)},
+        cmcd=_cmcd(query, [texts.get("cmcd", "")]),
     )
 
 
@@ -90,15 +97,22 @@ def _from_cloudfront(values: Mapping[str, str]) -> Request:
         if not value(name):
             raise BadLine("missing_field", f"{name} is missing")
     # In real-time logs the stem has the query behind it.
-    path, _, query = value("cs-uri-stem").partition("?")
+    path, _, behind = value("cs-uri-stem").partition("?")
+    query = value("cs-uri-query") or behind
     return Request(
         time=value("timestamp(ms)") or value("timestamp") or f"{value('date')}T{value('time')}",
         method=value("cs-method"),
         status=value("sc-status"),
         path=path,
-        query=value("cs-uri-query") or query,
+        query=query,
         cookie=value("cs(Cookie)") or value("cs-cookie"),
+        cmcd=_cmcd(query, [value(f"cs({name})") for name in parser.HEADERS]),
     )
+
+
+def _cmcd(query: str, headers: list[str]) -> dict[str, Value]:
+    argument = edge_rules.argument(query, parser.ARGUMENT) if parser.ARGUMENT in query else ""
+    return parser.of_request(argument, headers)
 
 
 def _dig(record: dict[str, Any], path: str) -> object:

@@ -33,16 +33,20 @@ class Identities:
         """The parts, and `evidence` if the log names it; None if nothing says it was for a stream. Raises BadLine.
 
         `groups` are what the path names, None if it is no stream's. A token's claims win over what the log names,
-        and that over what the viewer can write.
+        and that over what the viewer can write; CMCD comes last.
         """
         arguments = _found(edge_rules.argument, request.query, self._query)
-        if groups is None and request.path is not None and not (request.named | arguments).get("content"):
+        said = {"content": str(request.cmcd["cid"])} if "cid" in request.cmcd else {}
+        if groups is None and request.path is not None and not (said | request.named | arguments).get("content"):
             # A poster fetched with the viewer's cookie is no sign of a stream.
             return None
         cookies = _found(edge_rules.cookie, request.cookie, self._cookies)
         groups = groups or {}
         token = next((place["token"] for place in (request.named, cookies, arguments, groups) if "token" in place), "")
-        found = {**cookies, **arguments, **groups, **request.named, **self._known(token)}
+        claimed = self._known(token)
+        found = {**said, **cookies, **arguments, **groups, **request.named, **claimed}
+        if session := edge_rules.session_of(request.cmcd, claimed.get("device", "")):
+            found.setdefault("session", session)
         if token:
             found.setdefault("device", edge_rules.device_of(token))
         return found

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from engine import edge_rules
 from engine.cdnlog import formats
@@ -16,7 +16,7 @@ from engine.cdnlog.identity import Identities
 from engine.settings import Settings
 from engine.wire import ID_MAX, RANKS
 
-Signal = dict[str, str | int | float]
+Signal = dict[str, Any]
 Skip = Literal["method", "status", "path"]
 
 EDGE = Settings()
@@ -91,7 +91,8 @@ class Parser:
             return "path"
         evidence = rules.evidence or found.get("evidence") or ("manifest" if rules.manifest.search(path) else "segment")
         identity = {name: found.get(name, "") for name in NAMES}
-        return _checked(identity, evidence, formats.parse_time(request.time), rules.ttl_s)
+        signal = _checked(identity, evidence, formats.parse_time(request.time), rules.ttl_s)
+        return signal | {"cmcd": request.cmcd} if request.cmcd else signal
 
 
 def _succeeded(status: str) -> bool:

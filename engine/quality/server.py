@@ -1,0 +1,171 @@
+"""`python -m engine.quality.server OPTIONS`: the process in which DuckDB runs. It answers one question at a time, over its standard input and
+output, and ends with them; whoever asks is `engine/quality/ask.py`.
+
+The frames are in `ask_frames.py`. `OPTIONS` is JSON: `threads`, `memory_bytes`, `root` (the only folder that is read).
+
+The database is in memory and knows nothing but those files: no network, no extensions, no other paths, and its settings are locked.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import duckdb
+import orjson
+import pyarrow as pa
+
+from engine.errors import PulsegateError
+from engine.lake.layout import SCHEMA as EVENTS
+from engine.quality import ask_frames
+from engine.quality.ask_hours import Hours
+from engine.quality.ask_jobs import JOBS
+from engine.quality.facts import SCHEMA as FACTS
+
+NICE = 10
+RELATIONS = {"facts": FACTS, "events": EVENTS, "heartbeats": EVENTS}
+_TYPES = {"string": "VARCHAR", "int32": "INTEGER", "int64": "BIGINT", "double": "DOUBLE", "bool": "BOOLEAN", "binary": "BLOB",
+          "timestamp[ms]": "TIMESTAMP", "map<string, string>": "MAP(VARCHAR, VARCHAR)"}  # fmt: skip
+
+
+class Cancelled(Exception):
+    """Whoever asked does not want to know any more."""
+
+
+class Database:
+    """DuckDB, asked by one thread and interrupted by another."""
+
+    def __init__(self, threads: int, memory_bytes: int, root: str) -> None:
+        self._connection = duckdb.connect(
+            ":memory:",
+            config={
+                "threads": threads, "memory_limit": f"{memory_bytes}B", "temp_directory": "", "autoinstall_known_extensions": "false",
+                "autoload_known_extensions": "false", "allow_community_extensions": "false",
+                "python_enable_replacements": "false",
+            },
+        )  # fmt: skip
+        for setting in (
+            f"allowed_directories = [{_quoted(root.rstrip('/') + '/')}]", "enable_external_access = false",
+            "parquet_metadata_cache = true", "preserve_insertion_order = false", "lock_configuration = true",
+        ):  # fmt: skip
+            self._connection.execute(f"SET {setting}")
+        self.hours = Hours()
+        self._files: Mapping[str, Sequence[str]] = {}
+        self._lock = threading.Lock()
+        self._now = 0
+        self._cancelled: set[int] = set()
+
+    def begin(self, ident: int, files: Mapping[str, Sequence[str]]) -> None:
+        """The question that is answered from now on, and its relations."""
+        with self._lock:
+            self._now = ident
+        self._files = files
+        for name in RELATIONS:
+            self.use(name, self.files(name))
+
+    def files(self, name: str) -> Sequence[str]:
+        """What the relation was given."""
+        return self._files.get(name, ())
+
+    def use(self, name: str, files: Sequence[str]) -> None:
+        """From now on the relation is what these files hold. Raises duckdb.Error."""
+        self._connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {_relation(files, RELATIONS[name])}")
+
+    def end(self) -> None:
+        with self._lock:
+            self._cancelled = {ident for ident in self._cancelled if ident > self._now}
+            self._now = 0
+
+    def cancel(self, ident: int) -> None:
+        """From another thread: the question, if it is being answered, or as soon as it is."""
+        with self._lock:
+            self._cancelled.add(ident)
+            if self._now == ident:
+                self._connection.interrupt()
+
+    def rows(self, sql: str, params: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Raises Cancelled, duckdb.Error."""
+        with self._lock:
+            if self._now in self._cancelled:
+                raise Cancelled
+        return self._connection.execute(sql, params or {}).fetchall()
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _relation(files: Sequence[str], schema: pa.Schema) -> str:
+    if files:
+        return f"SELECT * FROM read_parquet([{', '.join(map(_quoted, files))}], hive_partitioning = false)"
+    columns = ", ".join(f'NULL::{_TYPES[str(field.type)]} AS "{field.name}"' for field in schema)
+    return f"SELECT {columns} WHERE false"
+
+
+def answer(database: Database, question: Mapping[str, Any]) -> tuple[int, bytes]:
+    """(status, JSON)."""
+    files: Mapping[str, Sequence[str]] = question["files"]
+    try:
+        database.begin(question["id"], files)
+        return 0, orjson.dumps(JOBS[question["do"]](database, question["args"]))
+    except (Cancelled, duckdb.InterruptException):
+        return _error("query_cancelled", "cancelled", kind="Cancelled")
+    except PulsegateError as error:
+        return _error(error.code, error.message, error.field, type(error).__name__)
+    except duckdb.OutOfMemoryException:
+        return _error("query_too_large", "this needs more memory than a question may use; ask for less")
+    except Exception as error:  # whatever it is, the next question can be answered
+        if any(not Path(path).exists() for paths in files.values() for path in paths):
+            return _error("gone", "a file was replaced meanwhile")
+        print(f"quality: {question['do']}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return _error("internal", "an error of ours; it has been logged")
+    finally:
+        database.end()
+
+
+def _error(code: str, message: str, field: str | None = None, kind: str = "") -> tuple[int, bytes]:
+    """`kind`: which class of engine/errors.py the asker raises."""
+    return 1, orjson.dumps({"code": code, "message": message, "field": field, "kind": kind})
+
+
+def serve(database: Database, source: BinaryIO, sink: BinaryIO) -> None:
+    """Until `source` ends. Reads on while a question is answered, so that it can be cancelled."""
+    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while True:
+            question = waiting.get()
+            status, body = answer(database, question)
+            try:
+                sink.write(ask_frames.answer(question["id"], status, body))
+                sink.flush()
+            except OSError:  # nobody listens any more
+                os._exit(0)
+
+    threading.Thread(target=work, name="work", daemon=True).start()
+    while (frame := ask_frames.read(source)) is not None:
+        said = orjson.loads(frame)
+        if "cancel" in said:
+            database.cancel(said["cancel"])
+        else:
+            waiting.put(said)
+
+
+def main() -> None:
+    os.nice(NICE)
+    options = orjson.loads(sys.argv[1])
+    # Whatever else writes to standard output must not come between the answers.
+    with os.fdopen(os.dup(1), "wb") as sink:
+        os.dup2(2, 1)
+        serve(Database(options["threads"], options["memory_bytes"], options["root"]), sys.stdin.buffer, sink)
+        # A question under way is nobody's any more.
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

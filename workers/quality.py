@@ -1,0 +1,117 @@
+"""The quality consumer: what players tell becomes facts (`engine/quality/fold.py`) in a lake of their own.
+
+Events gather for `quality_roll_s`; then their facts are written as Parquet, durably, and after that the states of the sessions with
+the position. Who dies in between folds the same events again from the same states: the lake has those facts already and drops them. So
+each is there once. Without a lake there is nothing to ask later, and nothing is folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+from redis import Redis
+from redis.client import Pipeline
+
+from engine.events import Event, order
+from engine.keys import Space
+from engine.lake import Lake
+from engine.quality.facts import Fact, table
+from engine.quality.files import TOPIC, lake_of
+from engine.quality.fold import Playback, decode, encode, fold
+from engine.settings import Settings
+from workers.bulk import get_fields, set_fields
+from workers.consumer import Consumer
+from workers.scanning import hashes_below
+
+NAME = "quality"
+SILENT_MS = 12 * 3_600_000
+"""A session not heard of for so long has nothing to go on with."""
+TIDY_BATCH = 1_000
+
+Place = tuple[str, str]
+"""Account and session: whose state it is."""
+
+
+class Quality(Consumer):
+    name = NAME
+    few = batch = 50_000
+
+    def __init__(self, client: Redis, space: Space, settings: Settings) -> None:
+        super().__init__(client, space, settings)
+        self.gather_s = settings.quality_roll_s
+        self._lake: Lake | None = lake_of(settings)
+
+    def handle(self, events: Sequence[Event], pipe: Pipeline) -> None:
+        if self._lake is None or not events:
+            return
+        places = list({(event.account, event.session): None for event in events if event.session})
+        stored = get_fields(self.client, [(self.space.key("of", account), session) for account, session in places])
+        states = {place: decode(found) if found else None for place, found in zip(places, stored, strict=True)}
+        known = {place for place, found in zip(places, stored, strict=True) if found}
+        seen: dict[Place, int] = {}
+        facts: list[Fact] = []
+        for event in events:
+            place = (event.account, event.session)
+            if event.session:
+                states[place], made = fold(states[place], event)
+                for fact in made:
+                    fact.started_at = event.started_at
+                facts += made
+                seen[place] = event.at
+        self._add(self._lake, events, facts)
+        self._write(pipe, states, known, seen)
+
+    @staticmethod
+    def _add(lake: Lake, events: Sequence[Event], facts: Sequence[Fact]) -> None:
+        ends = {event.partition: event.stream_id for event in events}
+        positions = lake.positions()
+        # A replay folds what the lake has long had.
+        if any(order(end) > order(positions.get(p, "0-0")) for p, end in ends.items()):
+            lake.add(TOPIC, table(facts), ends)
+
+    def _write(
+        self, pipe: Pipeline, states: dict[Place, Playback | None], known: set[Place], seen: dict[Place, int]
+    ) -> None:
+        records = []
+        heard: list[Any] = []
+        over: list[Place] = []
+        for place, state in states.items():
+            if state is not None:
+                records.append((self.space.key("of", place[0]), place[1], encode(state)))
+                heard += (seen[place], f"{place[0]}\t{place[1]}")
+            elif place in known:
+                over.append(place)
+        set_fields(pipe, records)
+        if heard:
+            pipe.execute_command("ZADD", self.space.key("heard"), *heard)
+        self._remove(pipe, over)
+
+    def _remove(self, pipe: Pipeline, places: Sequence[Place]) -> None:
+        for account, session in places:
+            pipe.hdel(self.space.key("of", account), session)
+        if places:
+            pipe.zrem(self.space.key("heard"), *(f"{account}\t{session}" for account, session in places))
+
+    def dump(self) -> Iterator[tuple[str, Any]]:
+        for account, records in hashes_below(self.client, self.space.key("of", "")):
+            for session, stored in records.items():
+                yield f"{account}\t{session.decode()}", msgspec.to_builtins(decode(stored))
+
+    def erase(self, account: str, pipe: Pipeline) -> int:
+        sessions: Any = self.client.hkeys(self.space.key("of", account))
+        self._remove(pipe, [(account, session.decode()) for session in sessions])
+        return len(sessions)
+
+    def tidy(self, now: int) -> None:
+        while True:
+            names: Any = self.client.zrangebyscore(self.space.key("heard"), "-inf", now - SILENT_MS, 0, TIDY_BATCH)
+            if not names:
+                break
+            with self.client.pipeline(transaction=True) as pipe:
+                self._remove(pipe, [tuple(name.decode().split("\t", 1)) for name in names])
+                pipe.execute()
+        if self._lake is not None:
+            self._lake.compact(self.settings.lake_compact_s * 1000, self.settings.lake_file_bytes)
+            self._lake.sweep()
