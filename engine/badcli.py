@@ -97,10 +97,10 @@ def _append(clients: Clients, entry: BadEvent, good: tracking.Good, now: Any) ->
     stated = {"account": entry.account, "session": entry.session} | {
         name: envelope.get(name, "") for name in tracking.STATED
     }
-    ((kind, event_id, body),) = tracking.bodies(stated, [good])
+    ((kind, event_id, body, _),) = tracking.bodies(stated, [good])
     told = tracking.Told(
         at=entry.at, view=envelope.get("view", 0), started_at=envelope.get("started_at", 0),
-        triples=tracking.triple(kind, event_id, body, known_by=f"bad {entry.id}"),
+        triples=tracking.triple(kind, event_id, body, b"" if event_id else tracking.digest(f"bad {entry.id}")),
     )  # fmt: skip
     common = (now, entry.account, settings.tuning())
     keys, args = told.call(clients.keys.account(entry.account), common, settings.outbox_high)

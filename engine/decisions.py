@@ -215,11 +215,11 @@ class Decisions:
         Returns what became of each (1 appended, 0 duplicate) and the outbox id of the last one appended, or ''.
         Raises Unavailable, and Overloaded while the outbox is above `outbox_high`.
         """
-        fate = await self.track(account, events, session)
+        fate = await self.track(account, [(*event, b"") for event in events], session)
         return fate.flags, fate.last
 
     async def track(
-        self, account: str, events: Sequence[tuple[str, str, bytes]], session: str = "", fill: tuple[str, ...] = ()
+        self, account: str, events: Sequence[tracking.Body], session: str = "", fill: tuple[str, ...] = ()
     ) -> tracking.Fate:
         """Like `record`; `fill` names the envelope's fields that the session's record knows. No events: only looks."""
         triples = tuple(arg for event in events for arg in tracking.triple(*event))

@@ -164,6 +164,8 @@ class Good(NamedTuple):
     type: str
     event_id: str
     raw: bytes
+    mark: bytes = b""
+    """What a duplicate is recognised by, if not its `event_id`: see `numbered`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +237,9 @@ def _hash(size: int, *parts: str) -> bytes:
 
 # lua/track.lua
 
+Body = tuple[str, str, bytes, bytes]
+"""Type, event_id or '', JSON from "account" on, mark or b''."""
+NUMBERS_MAX = 2**26
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -263,25 +268,37 @@ class Fate(NamedTuple):
     ident: dict[str, str]
 
 
-def triple(kind: str, event_id: str, body: bytes, known_by: str = "") -> tuple[Arg, ...]:
-    """One event for the script. `known_by` is what a duplicate is recognised by, if not its `event_id`."""
+def triple(kind: str, event_id: str, body: bytes, mark: bytes = b"") -> tuple[Arg, ...]:
+    """One event for the script. `mark` is what a duplicate is recognised by, if not its `event_id`: `digest` or `numbered`."""
     if not body.startswith(b'"account":'):
         raise ValueError("an event's JSON begins with its account")
-    known_by = event_id or known_by
     if event_id:
         body = b'"event_id":' + orjson.dumps(event_id) + b"," + body
-    return orjson.dumps(kind), _hash(8, known_by) if known_by else b"", body
+        mark = mark or digest(event_id)
+    return orjson.dumps(kind), mark, body
+
+
+def digest(known_by: str) -> bytes:
+    """A mark for something that is told once, or again: it is remembered by itself."""
+    return _hash(8, known_by)
+
+
+def numbered(series: str, number: int) -> bytes:
+    """A mark for the one of this number in a series: a bit is remembered of each, as long as the numbers go up about one by one."""
+    if number >= NUMBERS_MAX:
+        return digest(f"{series}\0{number}")
+    return _hash(8, series) + number.to_bytes(4, "big")
 
 
 def whole(event: bytes) -> tuple[Arg, ...]:
     """An event for the script that a script has written before."""
-    return "", _hash(8, event.decode()), event
+    return "", digest(event.decode()), event
 
 
-def bodies(stated: dict[str, str], good: Sequence[Good]) -> list[tuple[str, str, bytes]]:
-    """(type, event_id, JSON from "account" on) of each event; `stated` is the envelope's part that its sender states."""
+def bodies(stated: dict[str, str], good: Sequence[Good]) -> list[Body]:
+    """The arguments of `triple` for each event; `stated` is the envelope's part that its sender states."""
     common = orjson.dumps(stated | {"v": 1})[1:-1] + b',"data":'
-    return [(event.type, event.event_id, common + event.raw + b"}") for event in good]
+    return [(event.type, event.event_id, common + event.raw + b"}", event.mark) for event in good]
 
 
 def fate(reply: list[Any]) -> Fate:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, MutableMapping
-from hashlib import blake2b
 from typing import Any
 
 import orjson
@@ -104,9 +103,9 @@ class Visitors:
             country, asn = self._places.find(address_of(headers, scope.get("client"), self._settings.proxies))
             said = {"user_agent": _user_agent(headers), "country": country, "asn": asn}
             data = orjson.dumps({name: text for name, text in said.items() if text})
-            event = Good(TYPE, event_id(account, session, data), data)
-            ((kind, known_by, body),) = bodies({"account": account, "session": session}, [event])
-            told = Told(session, STATED, triples=triple(kind, known_by, body))
+            # Told again it says the same again: remembering each for a day would cost more than a session does.
+            (body,) = bodies({"account": account, "session": session}, [Good(TYPE, "", data)])
+            told = Told(session, STATED, triples=triple(*body))
             common = (self._now(), account, self._tuning)
             keys, args = told.call(self._keys.account(account), common, self._settings.outbox_high)
             fate(await self._executor.run(self._track, keys, args))
@@ -114,12 +113,6 @@ class Visitors:
             log.debug("client", extra={"why": error.message})
         except Exception:
             log.exception("client")
-
-
-def event_id(account: str, session: str, data: bytes) -> str:
-    """32 hexadecimal digits: the same of every process that sees the same."""
-    # Printable parts have no NUL in them.
-    return blake2b("\0".join((account, TYPE, session, "")).encode() + data, digest_size=16).hexdigest()
 
 
 def address_of(headers: Headers, peer: Any, proxies: int) -> str:

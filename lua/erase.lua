@@ -23,5 +23,8 @@ end
 settle()
 local today = math.floor(now / 86400000)
 redis.call('DEL', KEYS[4])
-for day = today - 1, today do redis.call('DEL', KEYS[5] .. ':' .. string.format('%d', day)) end
+for day = today - 1, today do
+  local seen = KEYS[5] .. ':' .. string.format('%d', day)
+  redis.call('DEL', seen, seen .. ':n')
+end
 return {known}

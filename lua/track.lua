@@ -12,8 +12,9 @@
 -- ARGV[7] at             ms when they arrived, or '' for now
 -- ARGV[8] view           ordinal, or '' for the session's running view
 -- ARGV[9] started_at     of that view, ms
--- ARGV[10...] events     in threes: type as JSON, 8-byte digest ('' is never a duplicate), JSON from "account" on; or '', digest,
---                        an event that has been told before, whole
+-- ARGV[10...] events     in threes: type as JSON, mark ('' is never a duplicate), JSON from "account" on; or '', mark,
+--                        an event that has been told before, whole. A mark is an 8-byte digest, or that of a series with a
+--                        4-byte number in it
 -- RETURNS {full, flags, last, view, started_at, ident}: full 1 if refused for length, with nothing written; flags one digit
 -- an event, 1 appended, 0 duplicate; last the outbox id of the last one appended or ''; of the session: its running view
 -- (0 if none), since when, and the record's ident line
@@ -33,25 +34,28 @@ end
 -- Today's and yesterday's set together remember a day at least.
 local day = math.floor(now / DAY)
 local today = KEYS[3] .. ':' .. string.format('%d', day)
+local yesterday = KEYS[3] .. ':' .. string.format('%d', day - 1)
 local digests, seen = {}, {}
 for i = 11, #ARGV, 3 do
-  if ARGV[i] ~= '' then digests[#digests + 1] = ARGV[i] end
+  if #ARGV[i] == 8 then digests[#digests + 1] = ARGV[i] end
 end
 if #digests > 0 then
-  for _, key in ipairs({today, KEYS[3] .. ':' .. string.format('%d', day - 1)}) do
+  for _, key in ipairs({today, yesterday}) do
     for i, known in ipairs(redis.call('SMISMEMBER', key, unpack(digests))) do
       if known == 1 then seen[digests[i]] = true end
     end
   end
 end
+
+-- @include numbers
 local flags, fresh, new = {}, {}, {}
 for i = 10, #ARGV, 3 do
-  local digest = ARGV[i + 1]
-  if seen[digest] then
+  local mark = ARGV[i + 1]
+  if mark ~= '' and known(mark) then
     flags[#flags + 1] = '0'
   else
     flags[#flags + 1], fresh[#fresh + 1] = '1', i
-    if digest ~= '' then seen[digest], new[#new + 1] = true, digest end
+    if mark ~= '' then new[#new + 1] = remember(mark) end
   end
 end
 
@@ -64,8 +68,10 @@ for _, i in ipairs(fresh) do
   local event = ARGV[i] == '' and ARGV[i + 2] or '{"type":' .. ARGV[i] .. head .. ARGV[i + 2]
   last = redis.call('XADD', KEYS[2], '*', 'e', event)
 end
+local forgotten = string.format('%d', (day + 2) * DAY - now)
 if #new > 0 then
   redis.call('SADD', today, unpack(new))
-  redis.call('PEXPIRE', today, string.format('%d', (day + 2) * DAY - now))
+  redis.call('PEXPIRE', today, forgotten)
 end
+write_numbers(forgotten)
 return {0, table.concat(flags), last, view, started, ident}

@@ -381,7 +381,7 @@ def test_a_session_is_told_of_once_with_what_its_request_says(api: ApiProcess, r
     assert len(outbox(redis, account, "client")) == 2
 
 
-def test_processes_that_see_the_same_tell_it_once(
+def test_each_process_tells_what_it_sees_once(
     single: Server, tmp_path: Path, redis: Redis, prefix: str, account: str
 ) -> None:
     for session in ("s1", "s2"):
@@ -390,7 +390,7 @@ def test_processes_that_see_the_same_tell_it_once(
                 api.post("/v1/heartbeats", token=player(account), headers={"user-agent": AGENT}, content=json.dumps(
                     {"session": each, "device": each, "content": "film", "kind": "live", "state": "playing", "seq": 0}))  # fmt: skip
     found = outbox(redis, account, "client", prefix=prefix)
-    assert sorted(event["session"] for event in found) == ["s1", "s2"]
+    assert sorted(event["session"] for event in found) == ["s1", "s1", "s2"]
     # Without database files only the user agent is known.
     assert found[0]["data"] == {"user_agent": AGENT}
 
@@ -430,9 +430,10 @@ def test_visitors_are_forgotten_and_bounded(prefix: str) -> None:
         now[0] = 1003 + 3600
         visitors.forget()
         assert [session for _, session in visitors.beating] == ["s4"]
-        # Told again within the day it is a duplicate.
+        # Told again it says the same: nothing is remembered of it for that.
         world.run(see(visitors, "s0"))
-        assert len(world.events("a", "client")) == 5
+        assert [event["session"] for event in world.events("a", "client")] == ["s0", "s1", "s2", "s3", "s4", "s0"]
+        assert not world.run(world.client.exists(f"{world.keys.account('a').seen}:{world.now // 86_400_000}"))
 
 
 def test_a_failure_is_logged_and_never_felt(prefix: str, caplog: pytest.LogCaptureFixture) -> None:

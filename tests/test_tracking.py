@@ -17,11 +17,12 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from fakeredis import FakeAsyncRedis
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from redis.asyncio import Redis as Async
 
-from engine import badcli, cli, tracking
+from engine import badcli, cli, scripts, tracking
 from engine.bad import BadEvents, find, remove
 from engine.clients import Clients, connected, located
 from engine.embedded import VOLATILE, Server
@@ -31,7 +32,7 @@ from engine.keys import Keys
 from engine.metrics import Metrics
 from engine.partitions import partition_of
 from engine.settings import Settings
-from engine.tracking import FIELDS, Rejected, event_id, judge
+from engine.tracking import FIELDS, Good, Rejected, event_id, judge
 from engine.wire import OWN_TYPES
 from tests.harness import PARTITIONS, START, World
 from tests.servers import ROOT, ApiProcess, environment, player, service, wait_for
@@ -279,7 +280,7 @@ GOOD: list[dict[str, Any]] = [
 @pytest.mark.parametrize("event", GOOD, ids=lambda value: str(value)[:40])
 def test_a_good_event_passes(event: dict[str, Any]) -> None:
     raw = json.dumps(event).encode()
-    assert judge("a", "s", raw) == (event["type"], "", raw)
+    assert judge("a", "s", raw) == Good(event["type"], "", raw)
 
 
 def test_an_event_id_is_the_same_on_every_retry_and_in_every_process() -> None:
@@ -810,3 +811,59 @@ def test_every_event_type_is_in_the_vocabulary() -> None:
             assert f"`{field.encode_name}`" in row, (kind, field.encode_name)
     for kind in OWN_TYPES:
         assert re.search(rf"^\| `{kind}` \|", text, re.MULTILINE), kind
+
+
+class TestNumbers:
+    """Marks of numbered events: a bit each."""
+
+    def tell(self, world: World, *numbers: int, series: str = "s") -> list[int]:
+        bodies = [("x", "", b'"account":"a","data":%d}' % n, tracking.numbered(series, n)) for n in numbers]
+        return world.run(world.decisions.track("a", bodies)).flags
+
+    def test_each_once_in_any_order_of_any_series(self, world: World) -> None:
+        order = [0, 1, 3, 2, 511, 512, 513, 7, 8, 1_000_000, 2**26 - 1, 2**26, 2**40]
+        assert self.tell(world, *order) == [1] * len(order)
+        assert self.tell(world, *reversed(order)) == [0] * len(order)
+        assert self.tell(world, 4, 510, 4) == [1, 1, 0]
+        assert self.tell(world, *order, series="t") == [1] * len(order)
+
+    def test_known_for_a_day_and_forgotten_after_two(self, world: World) -> None:
+        assert self.tell(world, 5) == [1]
+        world.wait(86_400)
+        assert self.tell(world, 5, 6) == [0, 1]
+        world.wait(86_400)
+        assert self.tell(world, 6, 5) == [0, 1]
+
+    def test_a_full_outbox_remembers_nothing(self, world: World) -> None:
+        with pytest.raises(Overloaded):
+            self.crowded(world)
+        assert self.tell(world, 1) == [1]
+
+    def crowded(self, world: World) -> None:
+        told(world, *({"type": "x", "id": str(n)} for n in range(3)))
+        bodies = [("x", "", b'"account":"a","data":1}', tracking.numbered("s", 1))]
+        keys, args = tracking.Told(triples=tracking.triple(*bodies[0])).call(
+            world.keys.account("a"), ("", "a", Settings().tuning()), 1
+        )
+        tracking.fate(world.run(world.executor.run(scripts.load("track"), keys, args)))
+
+    def test_erased_with_the_account(self, world: World) -> None:
+        self.tell(world, 1, 2)
+        keys = world.keys.account("a")
+        args = (world.now, "a", Settings().tuning())
+        world.run(
+            world.executor.run(
+                scripts.load("erase"), (keys.leases, keys.deadlines, keys.outbox, keys.takeovers, keys.seen), args
+            )
+        )
+        assert self.tell(world, 1, 2) == [1, 1]
+
+    def test_a_thousand_reports_cost_less_than_a_session(self, world: World) -> None:
+        self.tell(world, *range(1_000))
+
+        async def size() -> int:
+            found = [key async for key in world.client.scan_iter(match=f"{world.keys.account('a').seen}*")]
+            return sum([int(await world.client.memory_usage(key) or 0) for key in found])
+
+        if not isinstance(world.client, FakeAsyncRedis):
+            assert world.run(size()) < 500

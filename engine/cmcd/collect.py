@@ -145,7 +145,9 @@ def _overlaid(known: Stream, stated: Stream) -> Stream:
 
 def _good(sender: Sender, session: str, report: Report) -> Good:
     data = orjson.dumps({"type": TYPE, "target": sender.target, "keys": report.keys, "raw": report.raw})
-    return Good(TYPE, event_id(sender.account, session, sender.target, report.sn), data)
+    sn = report.sn
+    mark = b"" if sn is None else tracking.numbered("\0".join((TYPE, session, sender.target)), sn)
+    return Good(TYPE, event_id(sender.account, session, sender.target, sn), data, mark)
 
 
 def event_id(account: str, session: str, target: str, sn: int | None) -> str:
