@@ -252,13 +252,18 @@ def report(sn: int | None = 0, e: str = "ps", sta: str = "p", cid: str = "film",
 
 @pytest.mark.parametrize(
     ("sta", "state"),
-    [("s", "starting"), ("p", "playing"), ("k", "seeking"), ("r", "buffering"), ("a", "paused"), ("w", "paused"), ("e", "ended"), ("q", "ended"),
-     ("f", "error"), ("d", None), ("x", None), ("", None)],
+    [("s", "starting"), ("p", "playing"), ("k", "seeking"), ("r", "buffering"), ("a", "paused"), ("w", "buffering"), ("e", "ended"), ("q", "ended"),
+     ("d", None), ("x", None), ("", None)],
 )  # fmt: skip
 def test_states(sta: str, state: str | None) -> None:
     assert state_of(report(e="t", sta=sta)) == state_of(report(e="ps", sta=sta)) == state
-    ends = state if sta in ("e", "q", "f") else None
+    ends = state if sta in ("e", "q") else None
     assert state_of(report(e="rr", sta=sta)) == state_of(report(e="e", sta=sta)) == ends
+
+
+def test_a_failure_ends_the_view_with_the_report_that_says_why() -> None:
+    assert state_of(report(e="ps", sta="f")) is None
+    assert state_of(report(e="e", sta="f")) == state_of(report(e="t", sta="f")) == "error"
 
 
 def test_order_is_sn_else_the_players_clock() -> None:

@@ -56,8 +56,6 @@ class Quality(Consumer):
             place = (event.account, event.session)
             if event.session:
                 states[place], made = fold(states[place], event)
-                for fact in made:
-                    fact.started_at = event.started_at
                 facts += made
                 seen[place] = event.at
         self._add(self._lake, events, facts)

@@ -15,10 +15,10 @@ from engine.cmcd.parser import Report
 from engine.wire import AT_MAX, Heartbeat, Kind, State
 
 STATES: dict[str, State] = {
-    "s": "starting", "p": "playing", "k": "seeking", "r": "buffering", "a": "paused", "w": "paused", "e": "ended",
+    "s": "starting", "p": "playing", "k": "seeking", "r": "buffering", "a": "paused", "w": "buffering", "e": "ended",
     "q": "ended", "f": "error",
 }  # fmt: skip
-"""What `sta` says in the words of a heartbeat. Waiting (w) is for the viewer to do something: a pause."""
+"""What `sta` says in the words of a heartbeat. dash.js waits (w) after a seek."""
 ENDS = frozenset(["ended", "error"])
 _EVENTS = frozenset(["t", "ps"])
 _KINDS: dict[str, Kind] = {"v": "vod", "l": "live", "ll": "live"}
@@ -29,6 +29,9 @@ def state_of(report: Report) -> State | None:
     """The state it gives evidence of; None if it is no evidence."""
     state = STATES.get(report.text("sta"))
     if state is None or seq_of(report) is None:
+        return None
+    if state == "error" and report.text("e") == "ps":
+        # Its error report follows at once and belongs to the view (hls.js): that one ends it, or the next report does.
         return None
     return state if state in ENDS or report.text("e") in _EVENTS else None
 

@@ -78,7 +78,7 @@ class Child:
             return ident, future
         self._waiting[ident] = future
         self.asked += 1
-        paths = {name: [str(path) for path in paths] for name, paths in files.items()}
+        paths = {name: [os.path.abspath(path) for path in paths] for name, paths in files.items()}
         self._write({"id": ident, "do": do, "args": args, "files": paths})
         return ident, future
 
@@ -137,7 +137,7 @@ class Asker:
         self._settings, self._module = settings, module
         self._options = {
             "threads": settings.quality_threads, "memory_bytes": settings.quality_memory_bytes,
-            "root": str(Path(settings.lake_dir or "/nonexistent").resolve()),
+            "root": os.path.abspath(settings.lake_dir or "/nonexistent"),
         }  # fmt: skip
         self._free = asyncio.Semaphore(settings.quality_processes)
         self._inside = 0
@@ -250,7 +250,7 @@ class Asker:
         self._closed = True
         for child in self._busy:
             child.kill()
-        for child in self._idle:
+        for child in [*self._busy, *self._idle]:
             self._later(child.close())
         self._idle.clear()
         while self._tasks:

@@ -46,7 +46,12 @@ class Hours:
     def series(self, database: Database, asked: Asked, make: Items) -> tuple[Any, bool] | None:
         """The items (for orjson) and whether there are more; None if this question cannot be answered hour by hour."""
         files = _by_hour(database.files("facts"))
-        if files is None or not asked.interval or HOUR_MS % asked.interval or any(METRICS[m].ends for m in asked.metrics):
+        if (
+            files is None
+            or not asked.interval
+            or HOUR_MS % asked.interval
+            or any(METRICS[m].ends for m in asked.metrics)
+        ):
             return None
         shape = msgspec.structs.replace(asked, start=0, end=0, limit=0)
         found: dict[int, tuple[int, bytes]] = {}

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from engine.quality.ask_hours import Hours
 from engine.quality import ask_behaviour
+from engine.quality.ask_hours import Hours
 from engine.quality.ask_timeline import timeline
 from engine.quality.metrics import METRICS, NOT_MEASURABLE, PERCENTILES, SESSION, Metric
 from engine.quality.query import ROWS_MAX, Asked, Query, compile_
@@ -155,7 +155,9 @@ def ask_players(database: Database, args: dict[str, Any]) -> dict[str, Any]:
     """`args`: `start`, `end`, `limit`."""
     parts = ", ".join(f"{sql} AS {part}" for part, sql in _PLAYER.items())
     told = ", ".join(f"count(*) FILTER ({test})" for test in _TOLD.values())
-    broken = ", ".join(f"coalesce({test}, false), count(*) FILTER ({_BREAKERS[name]})" for name, test in _BROKEN.items())
+    broken = ", ".join(
+        f"coalesce({test}, false), count(*) FILTER ({_BREAKERS[name]})" for name, test in _BROKEN.items()
+    )
     rows = database.rows(
         f"""WITH s AS (
   SELECT player, player_version, account, session, {parts} FROM facts

@@ -27,6 +27,8 @@ _SAID = (
 class Database(Protocol):
     def rows(self, sql: str, params: dict[str, Any] | None = None) -> list[tuple[Any, ...]]: ...
 
+    def use(self, name: str, files: Sequence[str]) -> None: ...
+
 
 def timeline(database: Database, args: dict[str, Any]) -> dict[str, Any]:
     """`args`: `partition`, `account`, `session`, `start`, `end`. The relations are `facts`, `events` and `heartbeats`."""
@@ -36,6 +38,10 @@ def timeline(database: Database, args: dict[str, Any]) -> dict[str, Any]:
         'WHERE "partition" = $partition AND account = $account AND session = $session '
         'AND "at" >= epoch_ms($start::BIGINT) AND "at" < epoch_ms($end::BIGINT)'
     )
+    for relation in ("facts", "events", "heartbeats"):
+        # Few of a day's files hold anything of it, and the many columns are read of those only.
+        holding = database.rows(f"SELECT DISTINCT filename FROM {relation} {mine}", params)
+        database.use(relation, [name for (name,) in holding])
     names = ", ".join(f'"{name}"' for name in (*_COLUMNS, *_SAID))
     rows = database.rows(
         f'SELECT epoch_ms("at"), stream_ms, stream_seq, part, {names} FROM facts {mine} '
@@ -50,7 +56,9 @@ def timeline(database: Database, args: dict[str, Any]) -> dict[str, Any]:
     )
     if not rows and not events:
         raise NotFound("nothing is known of this session in that time", code="unknown_session", field="session")
-    facts = [dict(zip(("at", "ms_id", "seq_id", "part", *_COLUMNS, *_SAID), row, strict=True)) for row in rows[:FACTS_MAX]]
+    facts = [
+        dict(zip(("at", "ms_id", "seq_id", "part", *_COLUMNS, *_SAID), row, strict=True)) for row in rows[:FACTS_MAX]
+    ]
     return {
         "account": args["account"], "session": args["session"], "from": args["start"], "to": args["end"],
         "dimensions": {name: said for name in _SAID if (said := _last(facts, name))},
@@ -67,7 +75,9 @@ def states(facts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for each in _stretches(facts):
         last = found[-1] if found else None
         if last and each["from"] > last["to"] + JOIN_MS:
-            found.append({"state": "idle", "from": last["to"], "to": each["from"], "ad": False, "content": each["content"]})
+            found.append(
+                {"state": "idle", "from": last["to"], "to": each["from"], "ad": False, "content": each["content"]}
+            )
         if last and last is found[-1] and all(last[name] == each[name] for name in ("state", "ad", "content")):
             last["to"] = max(last["to"], each["to"])
             last["ms"] += each["ms"]
@@ -91,8 +101,10 @@ def _stretches(facts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _shown(fact: dict[str, Any]) -> dict[str, Any]:
-    """Without what says nothing."""
-    said = {name: fact[name] for name in _COLUMNS if fact[name] not in (None, "", False)}
+    """Without what says nothing. A zero does."""
+    said = {
+        name: fact[name] for name in _COLUMNS if fact[name] is not None and fact[name] is not False and fact[name] != ""
+    }
     return {"at": fact["at"]} | said
 
 

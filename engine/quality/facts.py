@@ -5,7 +5,7 @@ a stall) is told in pieces of a minute at most, so that an hour's figures do not
 
 | fact           | `ms`                                                      | other measures                                        |
 |----------------|-----------------------------------------------------------|-------------------------------------------------------|
-| attempt        |                                                           | playback was asked for                                |
+| attempt        |                                                           | playback was asked for; told with its outcome         |
 | start          | from the request to the first frame; null: nobody can say | `value`: what the player claims (CMCD `msd`), ms      |
 | start_failure  |                                                           | ended before the first frame by a fatal error: `code` |
 | exit           |                                                           | ended before the first frame without one              |

@@ -207,7 +207,7 @@ def _straggler(t: Teller, state: str, ts: int) -> None:
     """A report older than the newest turns no time back, but the request and the first frame it may still tell."""
     attempt = t.s.attempt
     if attempt.phase == ASKED and t.s.reports.states:
-        if state == "s" and not attempt.firm:
+        if state == "s" and (not attempt.firm or ts < attempt.asked):
             attempt.asked, attempt.firm = ts, True
         elif state == "p":
             t.frame(ts - attempt.asked if 0 < attempt.asked < ts else None)

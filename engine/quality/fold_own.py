@@ -45,8 +45,8 @@ def heartbeat(t: Teller, event: Event, data: dict[str, Any]) -> None:
     ran = _ran(t)
     _opened(t, event, state, started)
     _interval(t, event, data, started, ran)
-    b.at, b.seq, b.state, b.watched, b.seen = event.at, event.seq, state, event.watched_ms, True
-    _long_stall(t, event, state)
+    before, b.at, b.seq, b.state, b.watched, b.seen = b.at, event.at, event.seq, state, event.watched_ms, True
+    _long_stall(t, event, state, before)
     _told(t, quality)
     if state == "error":
         t.owe()
@@ -111,16 +111,15 @@ def settle(t: Teller, closing: bool = False) -> None:
     if played:
         t.play(played, b.fresh_bits * 1000 / b.fresh)
         b.spent += played
-    # A stall told since the last heartbeat may have begun before it.
-    b.idle = max(0, b.idle - b.due) if b.later else 0
-    b.fresh, b.fresh_bits, b.due = 0, 0.0, 0
+    b.fresh, b.fresh_bits, b.idle, b.due = 0, 0.0, 0, 0
 
 
 def ended(t: Teller, event: Event, watched_ms: int, last_seen_at: int) -> None:
     """The view is over: what it had watched by its last sign of life, and a stall that nobody ended."""
     b = t.s.beats
     if b.at and _ran(t) and b.state != "seeking":
-        passed = max(0, min(last_seen_at - b.at, GAP_MS))
+        passed = max(0, min(last_seen_at, event.at) - b.at)
+        passed = passed if passed <= GAP_MS else 0
         played = max(0, min(watched_ms - b.watched, passed))
         b.fresh += played
         b.fresh_bits += t.s.pieces.rate * played / 1000
@@ -148,8 +147,9 @@ def _told(t: Teller, quality: dict[str, Any]) -> None:
     t.late_by(number(quality.get("latency_ms"), 1e9))
 
 
-def _long_stall(t: Teller, event: Event, state: str) -> None:
-    """A stall that goes on: told minute by minute; and one whose end was never told is over when the player says so twice."""
+def _long_stall(t: Teller, event: Event, state: str, before: int) -> None:
+    """A stall that goes on: told minute by minute, up to the heartbeat `before`, for this one may bring its end. One whose end was never
+    told is over when the player has said twice that it plays."""
     b = t.s.beats
     if b.stall_at <= 0:
         return
@@ -157,7 +157,7 @@ def _long_stall(t: Teller, event: Event, state: str) -> None:
         _stalled(t, b.resumed_at - b.stall_at - b.stall_told, event.at)
         _stall_over(t)
         return
-    lasted = event.at - b.stall_at - b.stall_told
+    lasted = before - b.stall_at - b.stall_told
     if state == "playing" and event.seq > b.stall_seq:
         b.resumed_at = event.at
     elif lasted >= PIECE_MS:
@@ -165,16 +165,16 @@ def _long_stall(t: Teller, event: Event, state: str) -> None:
         b.stall_told += lasted
 
 
-def _stalled(t: Teller, ms: int, at: int, later: bool = False) -> None:
+def _stalled(t: Teller, ms: int, at: int) -> None:
     """A stall's time, never more than the session has had: durations are the player's word."""
     b = t.s.beats
     ms = max(0, min(ms, LONGEST_MS, max(at, b.at) - b.opened - b.spent))
     t.stall(ms)
     b.spent += ms
-    if later:
-        b.later += ms
-    else:
-        b.due += ms
+    # So much of it at most was after the last heartbeat; one that is told within a heartbeat was before it.
+    after = min(ms, max(0, at - b.at - b.later))
+    b.later += after
+    b.due += ms - after
 
 
 def _stall_over(t: Teller) -> None:
@@ -223,6 +223,11 @@ def _present(t: Teller, event: Event) -> None:
         t.s.beats.opened = t.s.beats.opened or event.at
 
 
+def _within(t: Teller, event: Event) -> bool:
+    """The event came in the last heartbeat, so it happened before it."""
+    return 0 <= event.seq == t.s.beats.seq
+
+
 def _buffer_start(t: Teller, event: Event, said: Said) -> None:
     b = t.s.beats
     t.s.pieces.stalls_known = True
@@ -249,7 +254,7 @@ def _buffer_end(t: Teller, event: Event, said: Said) -> None:
             return
         t.begin_stall()
     lasted = _lasted(t, event, said) if duration is None else duration
-    _stalled(t, lasted - b.stall_told, event.at, later=event.seq < 0 or event.seq != b.seq)
+    _stalled(t, lasted - b.stall_told, event.at)
     _stall_over(t)
 
 
@@ -285,7 +290,7 @@ def _error(t: Teller, event: Event, said: Said) -> None:
         return
     if fatal:
         _present(t, event)
-    ends = fatal or t.s.attempt.failing == FAILED
+    ends = fatal or (t.s.attempt.failing == FAILED and said.get("fatal") is None)
     t.error(name, message, ends, business)
     if ends and not t.s.reports.states:
         t.give_up()
@@ -294,6 +299,8 @@ def _error(t: Teller, event: Event, said: Said) -> None:
 def _advertised(t: Teller, event: Event, said: Said) -> None:
     ads, part = t.s.ads, text(said.get("ad_type")) or text(said.get("break"))
     _present(t, event)
+    if not _within(t, event):
+        settle(t)
     if event.type == "ad_break_start":
         t.break_starts(part)
     elif event.type == "ad_break_end":

@@ -200,11 +200,17 @@ class Teller:
             self.renew()
             attempt = self.s.attempt
         attempt.phase, attempt.asked, attempt.firm = ASKED, asked, firm
-        self.tell("attempt")
+
+    def _attempted(self) -> None:
+        """An attempt is told with its outcome: both are of one moment and have the same dimensions, which are seldom known at the request
+        (who the client is comes a moment later)."""
+        if self.s.attempt.phase == ASKED:
+            self.tell("attempt")
 
     def frame(self, ms: int | None) -> None:
         """The first frame of the attempt, `ms` after the request."""
         attempt = self.s.attempt
+        self._attempted()
         attempt.phase, attempt.frame, attempt.failing = RUNNING, True, FINE
         ms = ms if ms is not None and 0 <= ms <= LONGEST_MS else None
         self.tell("start", ms=ms, value=attempt.claimed, started=True)
@@ -219,12 +225,14 @@ class Teller:
         """Playback has ended by an error that was told."""
         attempt = self.s.attempt
         if attempt.phase == ASKED:
+            self._attempted()
             self.tell("start_failure", code=attempt.code, message=attempt.message, business=attempt.business)
         self._over()
 
     def leave(self) -> None:
         """Playback has ended without an error."""
         if self.s.attempt.phase == ASKED:
+            self._attempted()
             self.tell("exit")
         self._over()
 

@@ -175,8 +175,20 @@ class Dimensions:
         return " AND ".join(found)
 
 
-_ROW = ("account", "session", "fact", "ms", '"count"', "value", "before", "bits", "bits_ms", "ad", "fatal", "business",
-        "started", "stalls_known", "skipped", "completed")  # fmt: skip
+_ROW = (
+    "ms",
+    "count",
+    "value",
+    "before",
+    "bits",
+    "bits_ms",
+    "ad",
+    "fatal",
+    "business",
+    "started",
+    "stalls_known",
+    "skipped",
+)
 
 
 def compile_(asked: Asked) -> Query:
@@ -192,20 +204,22 @@ def compile_(asked: Asked) -> Query:
     named = "".join(f"{key}, " for key in keys)
     group = f"GROUP BY {', '.join(keys)}" if keys else ""
 
-    base = f"(SELECT {selected}{', '.join(_ROW)} FROM facts WHERE {tests})"
     parts = dict.fromkeys(part for metric in metrics if not metric.ends for part in metric.parts)
     made = "".join(f", {SESSION[part]} AS {part}" for part in parts)
-    sums = [
+    base = f"(SELECT {selected}account, session, fact{_read(made)} FROM facts WHERE {tests})"
+    sessions = f"s AS (SELECT {named}account, session{made} FROM {base} GROUP BY {named}account, session)"
+    order = ", ".join((["t"] if asked.interval else []) + ["n DESC"] + [key for key in keys if key != "t"])
+    counted = ["count(*) AS n"] + [
         f"{sql} AS {key}"
         for n, metric in enumerate(metrics) if not metric.ends for key, sql in _columns(n, metric).items()
     ]  # fmt: skip
-    order = ", ".join((["t"] if asked.interval else []) + ["n DESC"] + [key for key in keys if key != "t"])
-    ctes = [
-        f"s AS (SELECT {named}account, session{made} FROM {base} GROUP BY {named}account, session)",
-        f"g AS (SELECT {', '.join([*keys, 'count(*) AS n', *sums])} FROM s {group} ORDER BY {order} LIMIT {asked.limit + 1})",
-    ]
-    joined = ["g"]
-    for name, cte in (("q", _spreads(metrics, base, named, group)), ("e", _ends(metrics, selected, named, group, tests))):
+    groups = f"{', '.join(counted)} FROM s {group} ORDER BY {order} LIMIT {asked.limit + 1}"
+    spreads, ends = _spreads(metrics, base, named, group), _ends(metrics, selected, named, group, tests)
+    if not spreads and not ends:  # half the time to plan
+        shown = ", ".join("epoch_ms(t)" if key == "t" else key for key in keys)
+        return Query(f"WITH {sessions} SELECT {shown}{', ' if shown else ''}{groups}", said.params)
+    ctes, joined = [sessions, f"g AS (SELECT {named}{groups})"], ["g"]
+    for name, cte in (("q", spreads), ("e", ends)):
         if cte:
             ctes.append(cte)
             joined.append(f"LEFT JOIN {name} ON {' AND '.join(f'g.{k} = {name}.{k}' for k in keys) or 'true'}")
@@ -219,9 +233,19 @@ def compile_(asked: Asked) -> Query:
     return Query(sql, said.params)
 
 
+def _read(made: str) -> str:
+    """The columns that the parts of sessions are made of."""
+    words = set(re.findall(r"\w+", made))
+    return "".join(f', "{name}"' for name in _ROW if name in words)
+
+
 def _columns(n: int, metric: Any) -> dict[str, str]:
     """Column → aggregate of a metric, but for its percentiles."""
-    behind = f"count(DISTINCT (account, session)) FILTER ({metric.behind})" if metric.ends else f"count(*) FILTER ({metric.behind})"
+    behind = (
+        f"count(DISTINCT (account, session)) FILTER ({metric.behind})"
+        if metric.ends
+        else f"count(*) FILTER ({metric.behind})"
+    )
     found = {f"m{n}_top": metric.top, f"m{n}_under": metric.under or "NULL", f"m{n}_n": behind}
     for extra, (top, under) in metric.extra.items():
         found |= {f"m{n}_{extra}_top": top, f"m{n}_{extra}_under": under}
@@ -254,7 +278,7 @@ def _ends(metrics: Sequence[Any], selected: str, named: str, group: str, tests: 
             found.append(f"{_quantiles('view_ms')} AS m{n}_p")
     parts = ", ".join(f"{sql} AS {part}" for part, sql in END.items())
     last = (
-        "QUALIFY row_number() OVER (PARTITION BY account, session, \"view\", started_at "
+        'QUALIFY row_number() OVER (PARTITION BY account, session, "view", started_at '
         "ORDER BY stream_ms DESC, stream_seq DESC, part DESC) = 1"
     )
     views = f"SELECT {selected}account, session, {parts} FROM facts WHERE {tests} AND fact = 'end' {last}"

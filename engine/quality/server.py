@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -49,13 +50,17 @@ class Database:
                 "python_enable_replacements": "false",
             },
         )  # fmt: skip
+        allowed = root.rstrip("/") + "/"
         for setting in (
-            f"allowed_directories = [{_quoted(root.rstrip('/') + '/')}]", "enable_external_access = false",
+            # As a pattern, too: that is how it is asked for.
+            f"allowed_directories = [{_quoted(allowed)}, {_quoted(_plain(allowed))}]", "enable_external_access = false",
             "parquet_metadata_cache = true", "preserve_insertion_order = false", "lock_configuration = true",
         ):  # fmt: skip
             self._connection.execute(f"SET {setting}")
         self.hours = Hours()
         self._files: Mapping[str, Sequence[str]] = {}
+        self._wanted: dict[str, tuple[str, ...]] = {}
+        self._made: dict[str, tuple[str, ...]] = {}
         self._lock = threading.Lock()
         self._now = 0
         self._cancelled: set[int] = set()
@@ -65,16 +70,15 @@ class Database:
         with self._lock:
             self._now = ident
         self._files = files
-        for name in RELATIONS:
-            self.use(name, self.files(name))
+        self._wanted = {name: tuple(files.get(name, ())) for name in RELATIONS}
 
     def files(self, name: str) -> Sequence[str]:
         """What the relation was given."""
         return self._files.get(name, ())
 
     def use(self, name: str, files: Sequence[str]) -> None:
-        """From now on the relation is what these files hold. Raises duckdb.Error."""
-        self._connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {_relation(files, RELATIONS[name])}")
+        """From now on the relation is what these files hold."""
+        self._wanted[name] = tuple(files)
 
     def end(self) -> None:
         with self._lock:
@@ -93,6 +97,12 @@ class Database:
         with self._lock:
             if self._now in self._cancelled:
                 raise Cancelled
+        for name, files in self._wanted.items():
+            # Making a view opens a file: only where it is needed, and not twice.
+            if name in sql and self._made.get(name) != files:
+                self._made.pop(name, None)
+                self._connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {_relation(files, RELATIONS[name])}")
+                self._made[name] = files
         return self._connection.execute(sql, params or {}).fetchall()
 
 
@@ -100,11 +110,16 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def _plain(path: str) -> str:
+    """A path that is no pattern."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", path)
+
+
 def _relation(files: Sequence[str], schema: pa.Schema) -> str:
     if files:
-        return f"SELECT * FROM read_parquet([{', '.join(map(_quoted, files))}], hive_partitioning = false)"
+        return f"SELECT * FROM read_parquet([{', '.join(map(_quoted, map(_plain, files)))}], hive_partitioning = false, filename = true)"
     columns = ", ".join(f'NULL::{_TYPES[str(field.type)]} AS "{field.name}"' for field in schema)
-    return f"SELECT {columns} WHERE false"
+    return f"SELECT {columns}, '' AS filename WHERE false"
 
 
 def answer(database: Database, question: Mapping[str, Any]) -> tuple[int, bytes]:
