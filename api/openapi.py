@@ -200,7 +200,9 @@ _ERRORS = {
     403: _error("The token does not reach this far", "other_account", "account"),
     404: _error("No such running session to stop", "unknown_session", "stop"),
     409: _error("The session was never seen: name device, content and kind", "unknown_session", "session"),
-    410: _error("The token has expired or was revoked, or nothing is collected: send no more", "token_revoked", "authorization"),
+    410: _error(
+        "The token has expired or was revoked, or nothing is collected: send no more", "token_revoked", "authorization"
+    ),
     413: _error("The body exceeds its limit", "too_large", "body"),
     422: _error("The question needs more time or memory than one may have: ask for less", "query_too_slow", None),
     429: _error("Too many decisions under way", "overloaded", None, _RETRY),
@@ -375,6 +377,29 @@ def _audience_paths() -> Schema:
     }  # fmt: skip
 
 
+def _quality_paths() -> Schema:
+    said = openapi_quality
+    unknown = {404: _error("Nothing is known of this session in that time", "unknown_session", "session")}
+    return {
+        "/v1/quality": {"get": _operation(
+            "quality", "How good the picture is", _ok("Quality", some=said.METRICS_SAID), 400, 401, 403, 422, 429, 503,
+            parameters=said.metrics_query(), description=said.METRICS_DESCRIPTION,
+        )},
+        "/v1/quality/worst": {"get": _operation(
+            "qualityWorst", "What hurts most", _ok("Worst", some=said.WORST_SAID), 400, 401, 403, 422, 429, 503,
+            parameters=said.worst_query(), description=said.WORST_DESCRIPTION,
+        )},
+        "/v1/quality/players": {"get": _operation(
+            "qualityPlayers", "What players report, and what they get wrong", _ok("Players", some=said.PLAYERS_SAID), 400, 401, 403,
+            422, 429, 503, parameters=said.players_query(), description=said.PLAYERS_DESCRIPTION,
+        )},
+        "/v1/quality/sessions/{session}": {"get": _operation(
+            "qualitySession", "One playback from beginning to end", _ok("Timeline", one=said.TIMELINE_SAID) | unknown, 400, 401, 403,
+            422, 429, 503, parameters=[*_path("session", "9b2f7c1e"), *said.timeline_query()], description=said.TIMELINE_DESCRIPTION,
+        )},
+    }  # fmt: skip
+
+
 def _behaviour_paths() -> Schema:
     said = openapi_behaviour
     return {
@@ -527,6 +552,7 @@ def document() -> dict[str, Any]:
         "paths": _player_paths()
         | _history_paths()
         | _audience_paths()
+        | _quality_paths()
         | _behaviour_paths()
         | _admin_paths()
         | _backend_paths()
@@ -537,6 +563,7 @@ def document() -> dict[str, Any]:
             | openapi_admin.schemas()
             | openapi_audience.schemas()
             | openapi_behaviour.schemas()
+            | openapi_quality.schemas()
             | openapi_events.schemas()
             | openapi_history.schemas(),
             "headers": {"X-Request-Id": identity},

@@ -108,7 +108,7 @@ def alerts_query() -> list[Schema]:
 
 def history_query() -> list[Schema]:
     limit = {"type": "integer", "minimum": 1, "maximum": TOLD_MAX}
-    before = {"type": "integer", "minimum": 0, "maximum": AT_MAX}
+    before = {"type": "integer", "minimum": 1, "maximum": AT_MAX}
     return [
         {"name": "limit", "in": "query", "schema": limit, "description": "", "example": 100},
         {

@@ -123,7 +123,7 @@ class Quality:
 
 def span(query: QueryParams, default_ms: int) -> tuple[int, int]:
     """`from` and `to`, ms; to now unless given, and from so long before it. Raises BadRequest."""
-    end = whole(query, "to", int(time.time() * 1000) + 1, 1, AT_MAX)
+    end = whole(query, "to", int(time.time() * 1000) + 1, 0, AT_MAX)
     start = whole(query, "from", max(0, end - default_ms), 0, AT_MAX)
     check_range(start, end)
     return start, end

@@ -241,6 +241,7 @@ Body = tuple[str, str, bytes, bytes]
 """Type, event_id or '', JSON from "account" on, mark or b''."""
 NUMBERS_MAX = 2**26
 
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """Events for `lua/track.lua`. `at`, `view` and `started_at` are '' for now and the session's running view."""

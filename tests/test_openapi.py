@@ -24,6 +24,10 @@ from api.routes import Routes
 from engine import resume, views
 from engine.embedded import Server
 from engine.keys import Keys
+from engine.lake import Lake
+from engine.partitions import partition_of
+from engine.quality.facts import Fact, table
+from engine.quality.files import TOPIC
 from engine.resume import Entry
 from engine.settings import Settings
 from engine.views import View
@@ -35,6 +39,7 @@ ACCOUNT = "ann"
 # What no schema can say, or 500 signals of a kilobyte each.
 UNSAID = re.compile(
     r"printable characters|device is required where|got `float`|as double|exceeds \d+ bytes|cursor must be|from before to|none of live"
+    r"|from must be before to|is none of|no dimension|each once|each name once|at most \d+|neither name=value|more than [\d,]+ points"
 )
 SERVICE = (
     "/v1/contents",
@@ -68,7 +73,11 @@ def api(single: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ap
         "ask_wait_s": 0.05,
         "stream_max_s": 0.05,
     }
-    with ApiProcess(single.url, tmp_path_factory.mktemp("api"), **settings) as process:
+    lake = tmp_path_factory.mktemp("lake")
+    where = partition_of(ACCOUNT, PARTITIONS)
+    film = Fact(fact="play", at=START, account=ACCOUNT, session="9b2f7c1e", partition=where, stream_ms=START, ms=9_000)
+    Lake(lake / "quality").add(TOPIC, table([film]), {where: f"{START}-0"})
+    with ApiProcess(single.url, tmp_path_factory.mktemp("api"), lake_dir=lake, **settings) as process:
         project(single)
         yield process
 

@@ -334,6 +334,23 @@ class TestStates:
         player.end(40_000)
         assert player.sum("play") == 20_000
 
+    def test_a_change_overtaken_by_a_report_without_a_state(self, player: Player) -> None:
+        player.cmcd(0, sta="s")
+        player.cmcd(1_000, sta="p")
+        player.cmcd(9_000, "m", sn=3)
+        player.cmcd(8_000, sta="r", sn=2)
+        player.cmcd(10_000, sta="p", sn=4)
+        assert (player.sum("play"), player.sum("stall")) == (7_000, 2_000)
+
+    def test_what_is_shown_is_told_better_than_what_is_loaded(self, player: Player) -> None:
+        player.cmcd(0, sta="s", br=[900])
+        player.cmcd(1_000, sta="p", br=[900], pb=[400])
+        player.cmcd(2_000, "bc", "p", br=[1_800])
+        player.cmcd(3_000, "bc", "p", pb=[900, 64])
+        player.end(4_000)
+        assert [(f.before, f.value) for f in player.of("switch")] == [(400_000, 964_000)]
+        assert [(f.bits, f.bits_ms) for f in player.of("play")] == [(800_000, 2_000)]
+
     def test_another_content_is_another_attempt(self, player: Player) -> None:
         player.cmcd(0, sta="s")
         player.cmcd(1_000, sta="p")
@@ -468,6 +485,13 @@ class TestOutcome:
             ("start_failure", True),
         ]
         assert player.of("attempt"), "an error alone shows that playback was asked for"
+
+    def test_admitted_after_all(self, player: Player) -> None:
+        player.tell("block", 0, {"reason": "limit_reached"}, view=0)
+        player.tell("view_start", 5_000, started_at=START + 5_000)
+        player.cmcd(5_000, sta="s")
+        player.cmcd(5_900, "e", "f", ec=["fragLoadError"])
+        assert [f.business for f in player.of("error")] == [True, False]
 
     def test_reopened_after_silence(self, player: Player) -> None:
         player.cmcd(0, sta="s")

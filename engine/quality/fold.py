@@ -115,8 +115,6 @@ def _is(view: int, view_begun: int, event: Event, begun: int) -> bool:
 
 
 def _younger(now: Watched, event: Event, begun: int) -> bool:
-    if _is(now.past, now.past_begun, event, begun):
-        return False
     # A session the engine had forgotten counts its views from 1 again; one that takes over a backend's view began before itself.
     return begun > max(now.begun, now.past_begun) or event.view > max(now.view, now.past)
 

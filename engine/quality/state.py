@@ -16,7 +16,7 @@ from msgspec import Struct
 VERSION = 1
 
 NONE, ASKED, RUNNING, OVER = 0, 1, 2, 3
-"""An attempt's phase: none yet; told, without an outcome; the first frame was seen; over, so that playing again is another attempt."""
+"""An attempt's phase: none yet; asked for, without an outcome; the first frame was seen; over, so that playing again is another attempt."""
 
 FINE, ERRED, FAILED = 0, 1, 2
 """Of failing: nothing; an error was told that may be the end; the player has given up and the error itself was not told yet."""
