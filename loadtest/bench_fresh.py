@@ -40,7 +40,9 @@ SAMPLERS = 4
 WARM_UP_S = 12.0
 """A whole interval of the players: all their views have begun by then."""
 GOAL_MS = 500
-_JOBS = {b"sweep", b"mirror", b"maintain", b"consume-resume", b"consume-views", b"export-lake"}
+_JOBS = {
+    b"sweep", b"mirror", b"maintain", b"trending", b"consume-resume", b"consume-views", b"consume-quality", b"export-lake",
+}  # fmt: skip
 _POLL_S = 0.01
 _LOST_S = 30.0
 _FIRST_SAMPLE = 9_000_000
@@ -53,7 +55,7 @@ def measure(place: Place, *, quick: bool) -> tuple[list[Row], dict[str, object]]
     seconds = 8.0 if quick else 20.0
     rows: list[Row] = []
     raw: dict[str, object] = {}
-    for workers, what in ((2, "2 workers taking turns"), (6, "6 workers, the default: one a job")):
+    for workers, what in ((2, "2 workers taking turns"), (7, "7 workers, the default: one a job")):
         with unpinned(place) as free:
             seen = _deployed(free, workers, seconds)
         rows += _rows(what, seen)

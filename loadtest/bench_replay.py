@@ -102,7 +102,7 @@ class _Monitor:
     def call(self, account: bytes) -> list[bytes]:
         """The next decision that a client asks for about the account."""
         while line := self._lines.readline():
-            if b'"EVALSHA"' in line and account in line and b":outbox" in line and b" lua]" not in line:
+            if b'"EVALSHA"' in line and account in line and b":deadlines" in line and b" lua]" not in line:
                 return [ast.literal_eval('b"' + part.decode("ascii") + '"') for part in _TOKENS.findall(line)]
         raise BenchError("the server closed the MONITOR stream")
 
