@@ -19,7 +19,6 @@ from rq import Retry
 
 from engine.settings import Settings
 from workers import consumer, sinks
-from workers.alerts import Alerts
 from workers.consume import Consume
 from workers.export import Export
 from workers.maintain import Maintain
@@ -55,6 +54,8 @@ def work(run: Runtime, job: str, group: int, ownership: Ownership) -> Work:
         case "trending":
             return Trending(run, ownership)
         case "alerts":
+            from workers.alerts import Alerts  # brings the lake and its Parquet library with it
+
             return Alerts(run, ownership)
         case "consume":
             return Consume(run, group, ownership, consumer.load(name))
