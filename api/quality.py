@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,10 +21,7 @@ from api.asking import identifier, verified, whole
 from api.services import Services
 from engine.errors import BadRequest
 from engine.events import EVENTS, HEARTBEATS
-from engine.lake import Lake
 from engine.partitions import partition_of
-from engine.quality.ask import Files
-from engine.quality.files import TOPIC, lake_of
 from engine.quality.metrics import METRICS
 from engine.quality.query import ROWS_MAX, Asked, by_of, check_range, interval_of, metrics_of, where_of
 from engine.wire import AT_MAX
@@ -86,7 +81,7 @@ class Quality:
         start, end = span(query, DAY_MS)
         partition = partition_of(account, self._services.settings.partitions)
         args = {"partition": partition, "account": account, "session": session, "start": start, "end": end}
-        return await self.answer(request, "timeline", args, start, end, events=True)
+        return await self.answer(request, "timeline", args, start, end, ("facts", EVENTS, HEARTBEATS))
 
     def _allowed(self, request: Request) -> QueryParams:
         """Raises Unauthorized, Forbidden."""
@@ -94,31 +89,20 @@ class Quality:
         return request.query_params
 
     async def answer(
-        self, request: Request, do: str, args: Mapping[str, Any], start: int, end: int, *, events: bool = False
+        self,
+        request: Request,
+        do: str,
+        args: Mapping[str, Any],
+        start: int,
+        end: int,
+        reads: Sequence[str] = ("facts",),
     ) -> Response:
-        files = self._files(start, end, events=events)
-        body = await while_there(request, lambda: self._services.asker.ask(do, args, files))
+        services = self._services
+        with services.metrics.questions.track_inprogress():
+            body = await while_there(request, lambda: services.asker.ask(do, args, start, end, reads))
         if body is None:
             return Response(status_code=CLOSED)
         return Response(body, headers={"cache-control": "no-store"}, media_type="application/json")
-
-    @cached_property
-    def _lakes(self) -> tuple[Lake | None, Lake | None]:
-        """Of facts, of events."""
-        settings = self._services.settings
-        events = Lake(Path(settings.lake_dir), partitions=settings.partitions) if settings.lake_dir else None
-        return lake_of(settings), events
-
-    def _files(self, start: int, end: int, *, events: bool) -> Callable[[], Files]:
-        facts_lake, events_lake = self._lakes
-
-        def look() -> Files:
-            found = {"facts": facts_lake.files(TOPIC, start, end) if facts_lake else []}
-            if events and events_lake:
-                found |= {topic: events_lake.files(topic, start, end) for topic in (EVENTS, HEARTBEATS)}
-            return found
-
-        return look
 
 
 def span(query: QueryParams, default_ms: int) -> tuple[int, int]:

@@ -162,6 +162,10 @@ class Metrics:
         self.slow_readers = PromCounter(
             "pulsegate_slow_readers", "Readers of a stream that took nothing for too long.", registry=r
         )
+        self.questions = Gauge(
+            "pulsegate_questions", "Questions on quality and behaviour that wait or are being answered.", registry=r,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
         self.plans_broken = Gauge(
             "pulsegate_plans_broken", "1 while the plans file cannot be read.", registry=r, multiprocess_mode="max"
         )

@@ -89,7 +89,7 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.compute as pc, pyarrow.feather as feather
 from engine.lake import Lake
 from engine.partitions import partition_of
-from engine.quality.facts import SCHEMA
+from engine.quality.columns import SCHEMA
 root, pieces, partitions = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 lake = Lake(root / "quality", partitions=partitions)
 blank = {"string": "", "bool": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from engine.quality import server
@@ -35,6 +36,17 @@ def _broken(database: Any, args: dict[str, Any]) -> Any:
     raise ValueError("no name of a file or a secret in here")
 
 
+def _away(database: Any, args: dict[str, Any]) -> Any:
+    """A file is taken away before it is read, for the first time, or each time."""
+    path = Path(database.files("facts")[0])
+    hidden = path.with_suffix(".away")
+    if path.exists():
+        path.rename(hidden)
+    elif not args["always"]:
+        hidden.rename(path)
+    return database.rows("SELECT count(*) FROM facts")[0][0]
+
+
 def _count(database: Any, args: dict[str, Any]) -> Any:
     return {
         "pid": os.getpid(),
@@ -44,7 +56,16 @@ def _count(database: Any, args: dict[str, Any]) -> Any:
     }
 
 
-JOBS |= {"long": _long, "deaf": _deaf, "large": _large, "die": _die, "loud": _loud, "broken": _broken, "count": _count}
+JOBS |= {
+    "long": _long,
+    "deaf": _deaf,
+    "large": _large,
+    "die": _die,
+    "loud": _loud,
+    "broken": _broken,
+    "away": _away,
+    "count": _count,
+}
 
 if __name__ == "__main__":
     server.main()

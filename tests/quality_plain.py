@@ -12,9 +12,12 @@ from typing import Any
 import pyarrow.parquet as pq
 from msgspec.structs import replace
 
+from engine.lake import Lake
 from engine.lake.layout import folder
 from engine.partitions import partition_of
-from engine.quality.facts import FACTS, Fact, table
+from engine.quality.columns import table
+from engine.quality.facts import FACTS, Fact
+from engine.quality.files import TOPIC
 from tests.harness import PARTITIONS, START
 
 NONE = "not_measurable"
@@ -80,6 +83,15 @@ def write(root: Path, facts: Sequence[Fact], parts: int = 2) -> list[Path]:
                 paths.append(root / where / f"{n}.parquet")
                 pq.write_table(table(chosen), paths[-1], compression="zstd", row_group_size=500)
     return paths
+
+
+def fill(root: Path, facts: Sequence[Fact]) -> None:
+    """The lake at `root`, as the consumer fills it; in two goes, so that there are several files in an hour."""
+    lake = Lake(root / "quality", partitions=PARTITIONS)
+    middle = sorted(f.stream_ms for f in facts)[len(facts) // 2]
+    for end in (middle, max(f.stream_ms for f in facts) + 1):
+        part = [f for f in facts if f.stream_ms < end and (f.stream_ms >= middle) == (end > middle)]
+        lake.add(TOPIC, table(part), dict.fromkeys(range(PARTITIONS), f"{end - 1}-99"))
 
 
 def percentile(values: Iterable[float], share: float) -> float:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from engine.embedded import Server
-from engine.quality.facts import Fact, table
+from engine.quality.columns import table
+from engine.quality.facts import Fact
 from engine.quality.files import TOPIC, lake_of
 from tests.pipeline import owner, plant
 from tests.receiver import SECRET, Receiver

@@ -14,7 +14,8 @@ from engine.embedded import Server
 from engine.errors import BadRequest
 from engine.quality import behaviour
 from engine.quality.behaviour import Asked
-from engine.quality.facts import Fact, table
+from engine.quality.columns import table
+from engine.quality.facts import Fact
 from engine.quality.files import TOPIC, lake_of
 from engine.settings import Settings
 from tests.servers import ApiProcess, player, service

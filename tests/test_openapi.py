@@ -26,7 +26,8 @@ from engine.embedded import Server
 from engine.keys import Keys
 from engine.lake import Lake
 from engine.partitions import partition_of
-from engine.quality.facts import Fact, table
+from engine.quality.columns import table
+from engine.quality.facts import Fact
 from engine.quality.files import TOPIC
 from engine.resume import Entry
 from engine.settings import Settings

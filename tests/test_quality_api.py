@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -18,23 +17,13 @@ from engine.embedded import Server
 from engine.events import read
 from engine.lake import Lake
 from engine.partitions import partition_of
-from engine.quality.facts import Fact, table
-from engine.quality.files import TOPIC
+from engine.quality.facts import Fact
 from tests.harness import PARTITIONS, START
-from tests.quality_plain import HOUR, figures, seeded
+from tests.quality_plain import HOUR, figures, fill, seeded
 from tests.servers import ApiProcess, _descendants, player, service, wait_for
 
 READ = service("read")
 SPAN = {"from": START - 2 * HOUR, "to": START + 2 * HOUR}
-
-
-def fill(root: Path, facts: list[Fact]) -> None:
-    """As the consumer does, in two goes, so that there are several files in an hour."""
-    lake = Lake(root / "quality", partitions=PARTITIONS)
-    middle = sorted(f.stream_ms for f in facts)[len(facts) // 2]
-    for end in (middle, max(f.stream_ms for f in facts) + 1):
-        part = [f for f in facts if f.stream_ms < end and (f.stream_ms >= middle) == (end > middle)]
-        lake.add(TOPIC, table(part), dict.fromkeys(range(PARTITIONS), f"{end - 1}-99"))
 
 
 def told(root: Path, account: str, session: str, at: int) -> None:
@@ -328,17 +317,12 @@ def test_who_goes_frees_the_process(single: Server, tmp_path: Path, prefix: str)
         path = f"/v1/quality?metrics=plays&from={SPAN['from']}&to={SPAN['to']}"
         asked = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {READ}\r\n\r\n".encode()
 
-        def asked_and_left() -> bool:
-            with socket.create_connection(("127.0.0.1", api.port)) as caller:
-                caller.sendall(asked)
-                wait_for(lambda: api.get(path, token=READ).status_code == 429, "the process is taken")
-            # Who leaves before the files were looked up has asked the process nothing: then once more.
-            with contextlib.suppress(AssertionError):
-                return bool(wait_for(lambda: pid not in children(api), "the stopped process is killed", 4))
-            return False
-
+        with socket.create_connection(("127.0.0.1", api.port)) as caller:
+            caller.sendall(asked)
+            wait_for(lambda: "\npulsegate_questions 1.0\n" in api.get("/metrics").text, "the question is under way")
+            assert api.get(path, token=READ).status_code == 429
         # Its caller has gone: it is interrupted, does not heed it, and is killed; the next question gets a new one.
-        assert any(asked_and_left() for _ in range(4))
+        wait_for(lambda: pid not in children(api), "the stopped process is killed")
         wait_for(lambda: api.get(path, token=READ).status_code == 200, "others are answered again")
 
 

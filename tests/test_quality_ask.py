@@ -19,7 +19,8 @@ from engine.errors import Overloaded, PulsegateError, TooCostly, Unavailable
 from engine.quality import ask as ask_module
 from engine.quality.ask import Asker, Child
 from engine.settings import Settings
-from tests.quality_plain import seeded, write
+from engine.wire import AT_MAX
+from tests.quality_plain import fill, seeded
 from tests.servers import ROOT, clean_env, wait_for
 
 CHILD = "tests.quality_child"
@@ -40,12 +41,8 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(test())  # type: ignore[arg-type]
 
 
-def nothing() -> dict[str, list[Path]]:
-    return {}
-
-
-async def asked(of: Asker, do: str, files: Callable[[], Any] = nothing) -> Any:
-    return orjson.loads(await of.ask(do, {}, files))
+async def asked(of: Asker, do: str, **args: Any) -> Any:
+    return orjson.loads(await of.ask(do, args, 0, AT_MAX))
 
 
 def lives(pid: int) -> bool:
@@ -63,11 +60,11 @@ async def until(condition: Callable[[], Any], what: str) -> None:
 def test_answers_from_files_in_a_nice_process_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PULSEGATE_JWT_SECRET", "x" * 40)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
-    paths = write(tmp_path, seeded(1, 100))
+    fill(tmp_path, seeded(1, 100))
 
     async def test() -> None:
         async with asker(tmp_path) as of:
-            first, second = [await asked(of, "count", lambda: {"facts": paths}) for _ in range(2)]
+            first, second = [await asked(of, "count") for _ in range(2)]
             assert first["rows"] == 100
             assert first["pid"] == second["pid"] != os.getpid()
             assert first["nice"] == 10
@@ -87,17 +84,17 @@ def test_lakes_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
         monkeypatch.chdir(tmp_path / "real")
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         root = Path("../relative")
-    paths = write(root, seeded(1, 100))
+    fill(root, seeded(1, 100))
 
     async def test() -> None:
         async with asker(root) as of:
-            assert (await asked(of, "count", lambda: {"facts": paths}))["rows"] == 100
+            assert (await asked(of, "count"))["rows"] == 100
 
     run(test)
 
 
-def test_the_api_process_never_loads_duckdb() -> None:
-    check = "import sys, api.app; sys.exit('duckdb' in sys.modules)"
+def test_the_api_process_never_loads_duckdb_or_arrow() -> None:
+    check = "import sys, api.app; sys.exit(bool({'duckdb', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, env=clean_env(), check=False).returncode == 0
 
 
@@ -238,27 +235,29 @@ def test_several_processes_answer_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_files_that_vanish_are_looked_up_again_once(tmp_path: Path) -> None:
-    paths = write(tmp_path, seeded(2, 50))
-    looked = []
-
-    def twice() -> dict[str, list[Path]]:
-        looked.append(1)
-        return {"facts": paths if len(looked) > 1 else [*paths, tmp_path / "facts" / "gone.parquet"]}
-
-    def never() -> dict[str, list[Path]]:
-        looked.append(1)
-        return {"facts": [tmp_path / "facts" / "gone.parquet"]}
+    fill(tmp_path, seeded(2, 50))
 
     async def test() -> None:
         async with asker(tmp_path) as of:
-            assert (await asked(of, "count", twice))["rows"] == 50
-            assert len(looked) == 2
+            assert await asked(of, "away", always=False) == 50
             with pytest.raises(Unavailable) as caught:
-                await asked(of, "count", never)
+                await asked(of, "away", always=True)
             assert caught.value.code == "query_files_gone"
-            assert len(looked) == 4
 
     run(test)
+
+
+def test_a_lake_that_cannot_be_looked_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "quality").write_text("no folder")
+
+    async def test() -> None:
+        async with asker(tmp_path, quality_timeout_s=5) as of:
+            with pytest.raises(PulsegateError) as caught:
+                await asked(of, "count")
+            assert caught.value.code == "internal"
+
+    run(test)
+    assert "NotADirectory" in capfd.readouterr().err
 
 
 def test_our_own_errors_say_nothing_of_the_inside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -318,8 +317,8 @@ from engine.quality.ask import Asker
 from engine.settings import Settings
 async def main():
     of = Asker(Settings(lake_dir={str(tmp_path)!r}), {CHILD!r})
-    print(__import__("orjson").loads(await of.ask("count", {{}}, dict))["pid"], flush=True)
-    await of.ask("long", {{}}, dict)
+    print(__import__("orjson").loads(await of.ask("count", {{}}, 0, 1))["pid"], flush=True)
+    await of.ask("long", {{}}, 0, 1)
 asyncio.run(main())
 """
     with subprocess.Popen(

@@ -17,7 +17,8 @@ from redis.client import Pipeline
 from engine.events import Event, order
 from engine.keys import Space
 from engine.lake import Lake
-from engine.quality.facts import Fact, table
+from engine.quality.columns import table
+from engine.quality.facts import Fact
 from engine.quality.files import TOPIC, lake_of
 from engine.quality.fold import Playback, decode, encode, fold
 from engine.settings import Settings

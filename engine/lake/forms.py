@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from engine.lake import layout
-from engine.quality import facts
+from engine.quality import columns
 
 FACTS = "facts"
-"""The topic of quality facts (engine/quality/facts.py), in a lake of their own."""
+"""The topic of quality facts (engine/quality/columns.py), in a lake of their own."""
 
 _DELTA = ("partition", "stream_ms", "stream_seq", "at", "ms", "bits_ms")
 
@@ -34,11 +34,11 @@ class Form:
 
 _EVENTS = Form.of(layout.SCHEMA, layout.ORDER, layout.ENCODING)
 _FACTS = Form.of(
-    facts.SCHEMA,
+    columns.SCHEMA,
     [*layout.ORDER, ("part", "ascending")],
     {
         "compression": "zstd",
-        "use_dictionary": [f.name for f in facts.SCHEMA if pa.types.is_string(f.type)],
+        "use_dictionary": [f.name for f in columns.SCHEMA if pa.types.is_string(f.type)],
         "column_encoding": dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
         "write_page_checksum": True,
     },

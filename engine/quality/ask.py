@@ -12,22 +12,17 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from engine.errors import BadRequest, NotFound, Overloaded, PulsegateError, TooCostly, Unavailable
-from engine.quality.ask_frames import HEAD, TAIL, question
+from engine.quality.ask_frames import HEAD, TAIL, frame
 from engine.settings import Settings
 
 log = logging.getLogger(__name__)
-
-Files = Mapping[str, Sequence[Path]]
-"""Relation → the Parquet files that hold it."""
 
 GRACE_S = 2.0
 """An interrupted question ends within this, or its process does."""
@@ -35,10 +30,6 @@ LIFE_S = 3_600.0
 """A process is replaced when it is so old: what it remembers of files that are gone goes with it."""
 _ENV = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "SYSTEMROOT", "TMPDIR")
 """What a child is told of the environment: no settings, no secrets."""
-
-
-class _Gone(Exception):
-    """A file was replaced between the looking up and the reading."""
 
 
 class Child:
@@ -69,7 +60,7 @@ class Child:
     def alive(self) -> bool:
         return not self._reader.done()
 
-    def put(self, do: str, args: Mapping[str, Any], files: Files) -> tuple[int, asyncio.Future[tuple[int, bytes]]]:
+    def put(self, question: Mapping[str, Any]) -> tuple[int, asyncio.Future[tuple[int, bytes]]]:
         """The question's id, and (status, JSON) when it is answered; that raises Unavailable if the process ends before."""
         ident = next(self._ids)
         future: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
@@ -78,8 +69,7 @@ class Child:
             return ident, future
         self._waiting[ident] = future
         self.asked += 1
-        paths = {name: [os.path.abspath(path) for path in paths] for name, paths in files.items()}
-        self._write({"id": ident, "do": do, "args": args, "files": paths})
+        self._write({"id": ident, **question})
         return ident, future
 
     def cancel(self, ident: int) -> None:
@@ -105,7 +95,7 @@ class Child:
     def _write(self, said: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError, RuntimeError):  # it has ended: the reader says so
-            self._process.stdin.write(question(said))
+            self._process.stdin.write(frame(said))
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
@@ -137,19 +127,19 @@ class Asker:
         self._settings, self._module = settings, module
         self._options = {
             "threads": settings.quality_threads, "memory_bytes": settings.quality_memory_bytes,
-            "root": os.path.abspath(settings.lake_dir or "/nonexistent"),
+            "root": os.path.abspath(settings.lake_dir or "/nonexistent"), "partitions": settings.partitions,
         }  # fmt: skip
         self._free = asyncio.Semaphore(settings.quality_processes)
         self._inside = 0
         self._idle: list[Child] = []
         self._busy: set[Child] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        # The lake is files on a disk; one thread, because its manifests are read by one at a time.
-        self._looking = ThreadPoolExecutor(1, "lake")
         self._closed = False
 
-    async def ask(self, do: str, args: Mapping[str, Any], files: Callable[[], Files]) -> bytes:
-        """The answer, JSON. `files` looks up what is asked about, in a thread; it is called again if a file has gone meanwhile.
+    async def ask(
+        self, do: str, args: Mapping[str, Any], start: int, end: int, reads: Sequence[str] = ("facts",)
+    ) -> bytes:
+        """The answer, JSON, of relations that hold what the lake's files have of that time (ms).
 
         Raises Overloaded if too many wait, TooCostly if it takes too long or needs too much, Unavailable if the process ends, and the
         question's own errors. Cancelled, it ends what it began.
@@ -163,7 +153,7 @@ class Asker:
             async with asyncio.timeout(settings.quality_timeout_s):
                 await self._free.acquire()
                 begun = True
-                return await self._answered(do, args, files)
+                return await self._answered({"do": do, "args": args, "reads": reads, "from": start, "to": end})
         except TimeoutError:
             if not begun:
                 raise Overloaded("other questions took all the time there was") from None
@@ -174,19 +164,14 @@ class Asker:
         finally:
             self._inside -= 1
 
-    async def _answered(self, do: str, args: Mapping[str, Any], files: Callable[[], Files]) -> bytes:
+    async def _answered(self, question: Mapping[str, Any]) -> bytes:
         """With a slot acquired, which it gives back when its process is free again."""
         child: Child | None = None
         pending: tuple[int, asyncio.Future[tuple[int, bytes]]] | None = None
         try:
-            for _ in range(2):
-                found = await asyncio.get_running_loop().run_in_executor(self._looking, files)
-                child = child or await self._child()
-                pending = child.put(do, args, found)
-                status, body = await asyncio.shield(pending[1])
-                with contextlib.suppress(_Gone):
-                    return _judged(status, body)
-            raise Unavailable("files were replaced while they were read; ask again", code="query_files_gone")
+            child = await self._child()
+            pending = child.put(question)
+            return _judged(*await asyncio.shield(pending[1]))
         finally:
             if child is not None and pending is not None and not pending[1].done():
                 self._later(self._reclaim(child, *pending))
@@ -255,7 +240,6 @@ class Asker:
         self._idle.clear()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
-        self._looking.shutdown(wait=False)
 
 
 async def _abandon(starting: asyncio.Future[Child]) -> None:
@@ -270,9 +254,8 @@ def _judged(status: int, body: bytes) -> bytes:
         return body
     said = orjson.loads(body)
     code, message = said["code"], said["message"]
-    if code == "gone":
-        raise _Gone
     if code == "query_too_large":
         raise TooCostly(message, code=code)
-    kind = {"BadRequest": BadRequest, "NotFound": NotFound, "Cancelled": Unavailable}.get(said["kind"], PulsegateError)
+    kinds = {"BadRequest": BadRequest, "NotFound": NotFound, "Cancelled": Unavailable, "Unavailable": Unavailable}
+    kind = kinds.get(said["kind"], PulsegateError)
     raise kind(message, code=code, field=said["field"])

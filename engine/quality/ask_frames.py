@@ -1,6 +1,7 @@
 """How the API and the process it asks speak to one another: frames over a pipe, all numbers big-endian.
 
-In:  u32 length, JSON `{"id", "do", "args", "files": {relation: [path, …]}}`, or `{"cancel": id}`.
+In:  u32 length, JSON `{"id", "do", "args", "reads": [relation, …], "from", "to"}` (ms; the time of which the relations' files are looked up),
+     or `{"cancel": id}`.
 Out: u32 length of the rest, u32 id, u8 status (0: the answer, 1: an error `{"code", "message", "field", "kind"}`), JSON.
 """
 
@@ -15,7 +16,7 @@ HEAD = struct.Struct(">I")
 TAIL = struct.Struct(">IB")
 
 
-def question(said: dict[str, Any]) -> bytes:
+def frame(said: dict[str, Any]) -> bytes:
     body = orjson.dumps(said)
     return HEAD.pack(len(body)) + body
 

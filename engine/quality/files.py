@@ -8,14 +8,17 @@ from engine.lake import Lake
 from engine.lake.forms import FACTS as TOPIC
 from engine.settings import Settings
 
-__all__ = ["TOPIC", "facts_files", "lake_of"]
+__all__ = ["QUALITY", "TOPIC", "facts_files", "lake_of"]
+
+QUALITY = "quality"
+"""The folder of that lake in `lake_dir`."""
 
 
 def lake_of(settings: Settings) -> Lake | None:
     """None: there is no lake, and no facts are kept."""
     if not settings.lake_dir:
         return None
-    return Lake(Path(settings.lake_dir) / "quality", partitions=settings.partitions)
+    return Lake(Path(settings.lake_dir) / QUALITY, partitions=settings.partitions)
 
 
 def facts_files(settings: Settings, from_ms: int, to_ms: int) -> list[Path]:

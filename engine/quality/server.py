@@ -1,7 +1,8 @@
 """`python -m engine.quality.server OPTIONS`: the process in which DuckDB runs. It answers one question at a time, over its standard input and
 output, and ends with them; whoever asks is `engine/quality/ask.py`.
 
-The frames are in `ask_frames.py`. `OPTIONS` is JSON: `threads`, `memory_bytes`, `root` (the only folder that is read).
+The frames are in `ask_frames.py`. `OPTIONS` is JSON: `threads`, `memory_bytes`, `root` (the lake's folder, the only one that is read),
+`partitions`. The lake's files are looked up here, too, so that whoever asks needs no library that can read them.
 
 The database is in memory and knows nothing but those files: no network, no extensions, no other paths, and its settings are locked.
 """
@@ -21,12 +22,14 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from engine.errors import PulsegateError
+from engine.errors import PulsegateError, Unavailable
+from engine.lake import Lake
 from engine.lake.layout import SCHEMA as EVENTS
 from engine.quality import ask_frames
 from engine.quality.ask_hours import Hours
 from engine.quality.ask_jobs import JOBS
-from engine.quality.facts import SCHEMA as FACTS
+from engine.quality.columns import SCHEMA as FACTS
+from engine.quality.files import QUALITY, TOPIC
 
 NICE = 10
 RELATIONS = {"facts": FACTS, "events": EVENTS, "heartbeats": EVENTS}
@@ -36,6 +39,21 @@ _TYPES = {"string": "VARCHAR", "int32": "INTEGER", "int64": "BIGINT", "double": 
 
 class Cancelled(Exception):
     """Whoever asked does not want to know any more."""
+
+
+class Lakes:
+    """Of facts and of events, by the relations' names."""
+
+    def __init__(self, root: str, partitions: int) -> None:
+        self._events = Lake(Path(root), partitions=partitions)
+        self._facts = Lake(Path(root) / QUALITY, partitions=partitions)
+
+    def look(self, reads: Sequence[str], start: int, end: int) -> dict[str, list[str]]:
+        """The files that may hold something of that time."""
+        return {name: [str(path) for path in self._files(name, start, end)] for name in reads}
+
+    def _files(self, name: str, start: int, end: int) -> Sequence[Path]:
+        return self._facts.files(TOPIC, start, end) if name == "facts" else self._events.files(name, start, end)
 
 
 class Database:
@@ -122,10 +140,20 @@ def _relation(files: Sequence[str], schema: pa.Schema) -> str:
     return f"SELECT {columns}, '' AS filename WHERE false"
 
 
-def answer(database: Database, question: Mapping[str, Any]) -> tuple[int, bytes]:
-    """(status, JSON)."""
-    files: Mapping[str, Sequence[str]] = question["files"]
+def answer(lakes: Lakes, database: Database, question: Mapping[str, Any]) -> tuple[int, bytes]:
+    """(status, JSON). Where a file was replaced between the looking up and the reading, once more from the start."""
+    for _ in range(2):
+        answered = _answer(lakes, database, question)
+        if answered is not None:
+            return answered
+    return _error("query_files_gone", "files were replaced while they were read; ask again", kind=Unavailable.__name__)
+
+
+def _answer(lakes: Lakes, database: Database, question: Mapping[str, Any]) -> tuple[int, bytes] | None:
+    """None: a file has gone."""
+    files: Mapping[str, Sequence[str]] = {}
     try:
+        files = lakes.look(question["reads"], question["from"], question["to"])
         database.begin(question["id"], files)
         return 0, orjson.dumps(JOBS[question["do"]](database, question["args"]))
     except (Cancelled, duckdb.InterruptException):
@@ -136,7 +164,7 @@ def answer(database: Database, question: Mapping[str, Any]) -> tuple[int, bytes]
         return _error("query_too_large", "this needs more memory than a question may use; ask for less")
     except Exception as error:  # whatever it is, the next question can be answered
         if any(not Path(path).exists() for paths in files.values() for path in paths):
-            return _error("gone", "a file was replaced meanwhile")
+            return None
         print(f"quality: {question['do']}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return _error("internal", "an error of ours; it has been logged")
     finally:
@@ -148,14 +176,14 @@ def _error(code: str, message: str, field: str | None = None, kind: str = "") ->
     return 1, orjson.dumps({"code": code, "message": message, "field": field, "kind": kind})
 
 
-def serve(database: Database, source: BinaryIO, sink: BinaryIO) -> None:
+def serve(lakes: Lakes, database: Database, source: BinaryIO, sink: BinaryIO) -> None:
     """Until `source` ends. Reads on while a question is answered, so that it can be cancelled."""
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def work() -> None:
         while True:
             question = waiting.get()
-            status, body = answer(database, question)
+            status, body = answer(lakes, database, question)
             try:
                 sink.write(ask_frames.answer(question["id"], status, body))
                 sink.flush()
@@ -177,7 +205,8 @@ def main() -> None:
     # Whatever else writes to standard output must not come between the answers.
     with os.fdopen(os.dup(1), "wb") as sink:
         os.dup2(2, 1)
-        serve(Database(options["threads"], options["memory_bytes"], options["root"]), sys.stdin.buffer, sink)
+        database = Database(options["threads"], options["memory_bytes"], options["root"])
+        serve(Lakes(options["root"], options["partitions"]), database, sys.stdin.buffer, sink)
         # A question under way is nobody's any more.
         os._exit(0)
 
