@@ -25,7 +25,7 @@ lint: setup
 
 test: setup lint
 	scripts/install-test-tools
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
 
 bench: setup
 	scripts/install-test-tools

@@ -464,7 +464,7 @@ def test_engine_agrees_with_model_on_fakeredis() -> None:
 
 
 def test_engine_agrees_with_model_on_one_node(single: Server) -> None:
-    run_state_machine_as_test(_on(str(single.url)), settings=budget(120))
+    run_state_machine_as_test(_on(str(single.url)), settings=budget(200))
 
 
 def test_engine_agrees_with_model_on_a_cluster(cluster: list[Server]) -> None:

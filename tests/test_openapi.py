@@ -35,7 +35,7 @@ from engine.views import View
 from tests.harness import PARTITIONS, START
 from tests.servers import ApiProcess, player, service
 
-EXAMPLES_PER_OPERATION = 40
+EXAMPLES_PER_OPERATION = 60
 ACCOUNT = "ann"
 # What no schema can say, or 500 signals of a kilobyte each.
 UNSAID = re.compile(
