@@ -1,6 +1,6 @@
 """`make bench`: speed and size, each beside what it is compared to, measured in one run.
 
-    python -m loadtest.bench [--quick] [--json FILE] [--server COMMAND] [--libc] [http] [script] [growth] [audience] [flow] [fresh] [quality]
+    python -m loadtest.bench [--quick] [--json FILE] [--server COMMAND] [--libc] [http] [script] [growth] [audience] [flow] [fresh] [quality] [cmcd]
 
 Repetitions alternate between what is compared, so that a noisy neighbour hits both; figures are `median (min–max)`.
 It fails if an answer is wrong, never because it was slow. See docs/benchmarks.md.
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from loadtest import bench_audience, bench_flow, bench_fresh, bench_http, bench_quality, bench_redis
+from loadtest import bench_audience, bench_cmcd, bench_flow, bench_fresh, bench_http, bench_quality, bench_redis
 from loadtest.bench_rig import MEMORY_ONLY, BenchError, jemalloc, pin_self, valkey, workplace
 from loadtest.bench_table import table
 
@@ -34,6 +34,10 @@ PARTS = {
         bench_fresh.measure,
     ),
     "flow": ("Background work on what has gathered, one core (ratios as named)", bench_flow.measure),
+    "cmcd": (
+        "CMCD reports over HTTP (ratios to bare ASGI with the same requests), and until they show",
+        bench_cmcd.measure,
+    ),
     "quality": ("Questions on stream quality, over HTTP, on all cores (ms of an answer)", bench_quality.measure),
 }
 

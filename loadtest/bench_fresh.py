@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ def measure(place: Place, *, quick: bool) -> tuple[list[Row], dict[str, object]]
     raw: dict[str, object] = {}
     for workers, what in ((2, "2 workers taking turns"), (7, "7 workers, the default: one a job")):
         with unpinned(place) as free:
-            seen = _deployed(free, workers, seconds)
+            seen = deployed(free, workers, seconds, _waits)
         rows += _rows(what, seen)
         raw[what] = vars(seen)
     return rows, raw
@@ -66,14 +66,19 @@ def measure(place: Place, *, quick: bool) -> tuple[list[Row], dict[str, object]]
 @dataclass
 class Seen:
     waits_ms: list[float]
-    """From the answer to a heartbeat to the answer that has its position."""
+    """From the answer that something was taken to the answer that has it."""
     load: dict[str, Any]
     api_cpu: float
     workers_cpu: float
     """Cores in use while it was measured."""
 
 
-def _deployed(place: Place, workers: int, seconds: float) -> Seen:
+Waits = Callable[[Web, int, float], Iterator[float]]
+"""What one of the samplers waits for, ms: of the API, as sampler number so-and-so, until then (time.monotonic)."""
+
+
+def deployed(place: Place, workers: int, seconds: float, waits_of: Waits) -> Seen:
+    """The whole deployment under load, sampled for so long."""
     with ExitStack() as stack:
         session = stack.enter_context(valkey(place, place.others, DURABLE))
         log = stack.enter_context(valkey(place, place.others, DURABLE))
@@ -92,7 +97,7 @@ def _deployed(place: Place, workers: int, seconds: float) -> Seen:
         load = stack.enter_context(_load(served.port, WARM_UP_S + seconds))
         time.sleep(WARM_UP_S)
         api_before, before = served.process.cpu_s() or 0.0, sum(cpu_below(part.pid) for part in parts)
-        waits = _sample(served, seconds)
+        waits = _sample(served, seconds, waits_of)
         api_used = (served.process.cpu_s() or 0.0) - api_before
         used = sum(cpu_below(part.pid) for part in parts) - before
         said = json.loads(load.communicate(timeout=60)[0])
@@ -135,14 +140,14 @@ def _load(port: int, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def _sample(served: Web, seconds: float) -> list[float]:
+def _sample(served: Web, seconds: float, waits_of: Waits) -> list[float]:
     waits: list[float] = []
     failed: list[str] = []
     until = time.monotonic() + seconds
 
     def sampler(number: int) -> None:
         try:
-            for wait in _waits(served.port, number, until):
+            for wait in waits_of(served, number, until):
                 waits.append(wait)
         except (BenchError, OSError) as error:
             failed.append(str(error))
@@ -157,10 +162,10 @@ def _sample(served: Web, seconds: float) -> list[float]:
     return waits
 
 
-def _waits(port: int, number: int, until: float) -> Iterator[float]:
+def _waits(served: Web, number: int, until: float) -> Iterator[float]:
     """ms from acknowledged to readable, of one viewer's heartbeats; each has a position of its own."""
     account, chance = account_of(_FIRST_SAMPLE + number), random.Random(number)
-    signed, player = token(account), Player(port)
+    signed, player = token(account), Player(served.port)
     session, device, content = f"5a3b1e00-0000-4000-8000-{number:012x}", f"{number:016x}", f"title-{number:05d}"
     seq = 0
     while time.monotonic() < until:
