@@ -194,12 +194,14 @@ def _fill(place: Place, lake: Path, facts: int) -> Truth:
 
 
 def _borders() -> Iterator[int]:
-    """Where files begin: whole hours merged; the last one as merging by the dozen leaves files of 2 s when it leaves most."""
+    """Where files begin: whole hours merged; the last one as merging leaves files of 2 s when it leaves most: five of a size, and
+    six more of the smallest that came since."""
     yield from range(DAY, DAY + 24 * HOUR, HOUR)
-    at = DAY + DAY_MS - 11 * (288_000 + 24_000 + 2_000)
-    for length in (288_000, 24_000, 2_000):
-        yield from range(at, at + 11 * length, length)
-        at += 11 * length
+    left = ((432_000, 5), (72_000, 5), (12_000, 5), (2_000, 11))
+    at = DAY + DAY_MS - sum(length * count for length, count in left)
+    for length, count in left:
+        yield from range(at, at + count * length, length)
+        at += count * length
     yield at
 
 

@@ -22,7 +22,8 @@ from workers.tenure import Ownership, Work, stopping
 log = logging.getLogger(__name__)
 
 TRIM_EVERY_S = 5.0
-TIDY_EVERY_S = 60.0
+TIDY_EVERY_S = 12.0
+"""As often as a lake that is written every 2 s has files enough to merge (engine/lake/compact.py)."""
 _SEQ_MAX = 2**64 - 1
 
 

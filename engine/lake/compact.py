@@ -1,6 +1,6 @@
 """Merges the small files of an hour, and removes what no reader needs any more.
 
-An hour that still receives events is merged by size: a dozen files of about one size become one, so each row is written
+An hour that still receives events is merged by size: six files of about one size become one, so each row is written
 a few times in all. An hour that has been quiet is merged whole, into files of about `target_bytes`, split between
 partitions. Replaced files stay an hour for those who read them.
 """
@@ -21,7 +21,7 @@ from engine.lake.manifest import FOLDER, KEEP_FILES_MS, Change, Conflict, File, 
 from engine.lake.scan import Scan, plan
 from engine.lake.writer import Output, collecting, commit
 
-BUSY = 12
+BUSY = 6
 """Files of about one size that are merged although their hour goes on."""
 LISTS_KEEP_MS = 120_000
 _ALIKE = 4

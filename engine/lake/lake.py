@@ -96,7 +96,7 @@ class Lake:
         return [self._root / f.path for f in self._listed(from_ms, to_ms) if wanted.wants(f)]
 
     def compact(self, older_than_ms: int = 600_000, target_bytes: int = TARGET_BYTES) -> Compacted:
-        """Merges the small files of hours that nothing was added to for so long; those of busy hours, by the dozen.
+        """Merges the small files of hours that nothing was added to for so long; those of busy hours, six at a time.
         Does nothing if another process on this machine is at it."""
         with files.only_one(self._root / "_manifest" / "compacting") as alone:
             if not alone:
