@@ -100,7 +100,7 @@ def test_the_api_process_never_loads_duckdb_or_arrow() -> None:
 
 def test_too_slow(tmp_path: Path) -> None:
     async def test() -> None:
-        async with asker(tmp_path, quality_timeout_s=1.5) as of:
+        async with asker(tmp_path, quality_timeout_s=5) as of:
             pid = (await asked(of, "count"))["pid"]
             with pytest.raises(TooCostly) as caught:
                 await asked(of, "long")
@@ -115,7 +115,7 @@ def test_deaf_processes_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ask_module, "GRACE_S", 0.2)
 
     async def test() -> None:
-        async with asker(tmp_path, quality_timeout_s=1.5) as of:
+        async with asker(tmp_path, quality_timeout_s=5) as of:
             pid = (await asked(of, "count"))["pid"]
             with pytest.raises(TooCostly):
                 await asked(of, "deaf")

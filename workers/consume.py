@@ -17,7 +17,7 @@ from engine.events import Event, order
 from engine.lag import HANDLED
 from workers.consumer import Consumer, DeadLetter
 from workers.history import history
-from workers.reading import Ahead, LogReader, Reading, within
+from workers.reading import Ahead, LogReader, Reading, read_on, within
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
 
@@ -112,6 +112,7 @@ class Consume(Work):
                 return 0
         self._read_at = time.monotonic()
         found = self._reader.look(self._positions, COUNT, max(1, int(wait_s * 1000)))
+        read_on(self._reader, self._positions, found, self._consumer.few)
         done = self._catch_up(found) if found.behind else 0
         if found.ends:
             self._apply(found)

@@ -25,7 +25,7 @@ from engine.events import Event, order
 from engine.keys import Keys
 from workers.consume import COUNT, Commit, latest
 from workers.history import history
-from workers.reading import START, LogReader, Undecodable, within
+from workers.reading import START, LogReader, Undecodable, read_on, within
 from workers.runtime import Runtime
 from workers.sinks import Rejected, Retry, Sink, build
 from workers.tenure import Keeper, LostOwnership, Ownership, Work, stopping
@@ -192,6 +192,8 @@ class Export(Work):
     def _read(self, wait_s: float) -> Iterator[Batch]:
         """What the log holds beyond the positions, in batches; waits for something if there is nothing."""
         found = self._reader.look(self._positions, COUNT, max(1, int(wait_s * 1000)))
+        if self._own:
+            read_on(self._reader, self._positions, found, self._sink.batch)
         if found.behind:
             yield from self._catch_up(found.behind)
         events, size = found.events, self._sink.batch

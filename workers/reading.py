@@ -37,13 +37,17 @@ class Reading:
     """What the log holds beyond the positions. `bool` tells whether any position moves."""
 
     events: list[Event] = field(default_factory=list)
-    """Partition by partition, those of one in the order of their ids."""
+    """Those of a partition in the order of their ids."""
     undecodable: list[Undecodable] = field(default_factory=list)
     ends: dict[int, str] = field(default_factory=dict)
     """Partition → where its position stands once `events` and `undecodable` are done with."""
     behind: dict[int, str] = field(default_factory=dict)
     """Partition → the id up to which the log was trimmed, beyond the position. Of these partitions nothing was read: what
     the log has forgotten is in the lake."""
+    more: bool = False
+    """Some stream holds more than was asked for at once."""
+    size: int = 0
+    """Bytes of payload."""
 
     def __bool__(self) -> bool:
         return bool(self.ends or self.behind)
@@ -112,18 +116,18 @@ class LogReader:
             if id_ and order(id_.decode()) > order(positions.get(partition, START)):
                 found.behind[partition] = id_.decode()
         topics = self._by_partition(answer)
-        size = 0
         for partition, seen in zip(self._partitions, mirrored, strict=True):
             if partition in found.behind:
                 continue
             entries, cut = _merge(topics.get(partition, ()), count)
-            size += _decode(partition, entries, found)
+            found.size += _decode(partition, entries, found)
+            found.more = found.more or cut
             end = entries[-1][0].decode() if entries else ""
             if seen and not cut and order(seen.decode()) > order(end or positions.get(partition, START)):
                 end = seen.decode()
             if end:
                 found.ends[partition] = end
-        self._adapt(size)
+        self._adapt(found.size)
         return found
 
     def _by_partition(self, answer: Any) -> dict[int, list[Entries]]:
@@ -166,6 +170,20 @@ class Ahead:
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
+
+
+def read_on(reader: LogReader | Ahead, positions: Mapping[int, str], found: Reading, enough: int) -> None:
+    """Goes on until there are `enough` events, or no more. Many streams are read at once, so a busy one is given out little by little:
+    whoever lets events gather in between would fall behind for ever."""
+    while found.more and not found.behind and len(found.events) < enough and found.size < READ_MAX_BYTES:
+        further = reader.look({**positions, **found.ends})
+        if further.behind:
+            return  # the next reading meets it again
+        found.events += further.events
+        found.undecodable += further.undecodable
+        found.ends |= further.ends
+        found.size += further.size
+        found.more = further.more
 
 
 def _merge(topics: Sequence[Entries], count: int) -> tuple[Entries, bool]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from engine.lake import files
 from engine.lake.compact import on_disk, unreferenced
+from engine.lake.forms import form_of
 from engine.lake.manifest import Change, Conflict, Erased, File, Manifests, Root, digest, paths
 from engine.lake.scan import holds_partition
 from engine.lake.writer import Output, collecting, commit
@@ -133,7 +134,7 @@ class Erasure:
                     rows = rows.filter(pc.invert(self._theirs(rows)))
                     kept += rows.num_rows
                     if rows.num_rows:
-                        output.write(rows)
+                        output.write(form_of(file.topic).whole(rows))
         if kept:
             return output.file(settled=file.settled)
         files.remove(self._root / output.path)

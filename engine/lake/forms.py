@@ -1,4 +1,8 @@
-"""What the files of a topic look like: their columns, how these are packed, and how rows are sorted."""
+"""What the files of a topic look like: their columns, how these are packed, and how rows are sorted.
+
+A new column goes to the end of its schema, and never changes its type: files written before stay as they are, and are read as if they had
+it (`absent`).
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,25 @@ class Form:
     @classmethod
     def of(cls, schema: pa.Schema, order: list[tuple[str, str]], encoding: dict[str, Any]) -> Form:
         return cls(schema, order, encoding, schema.get_field_index("partition"), schema.get_field_index("stream_ms"))
+
+    def whole(self, rows: pa.Table) -> pa.Table:
+        """Rows of a file that may be older than some column: with all columns. Rows that have one which this version does not know stay as
+        they are, and cannot be written: better no merging than losing what a newer version has put there."""
+        if rows.schema.names == self.schema.names or not set(rows.schema.names) < set(self.schema.names):
+            return rows
+        columns = [
+            rows[field.name] if field.name in rows.schema.names
+            else pa.repeat(pa.scalar(absent(field.type), field.type), rows.num_rows)
+            for field in self.schema
+        ]  # fmt: skip
+        return pa.table(columns, self.schema)
+
+
+def absent(type_: pa.DataType) -> str | bool | None:
+    """What a column of that type has in rows that are older than it: the empty text, false, null."""
+    if pa.types.is_string(type_):
+        return ""
+    return False if pa.types.is_boolean(type_) else None
 
 
 _EVENTS = Form.of(layout.SCHEMA, layout.ORDER, layout.ENCODING)

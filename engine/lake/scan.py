@@ -117,7 +117,7 @@ class Scan:
             mask = self._mask(rows, piece)
             rows = rows if pc.all(mask).as_py() else rows.filter(mask)
             if rows.num_rows:
-                yield rows
+                yield form_of(file.topic).whole(rows)
 
     def _mask(self, rows: pa.Table, piece: Piece) -> Mask:
         own = _all(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import orjson
 
 from engine.errors import NotFound
+from engine.quality.states import Heard, states
 
 FACTS_MAX, EVENTS_MAX = 5_000, 2_000
-JOIN_MS = 1_500
-"""Pieces of play with less than this between them are one: clocks and reports are no finer."""
-_STATES = {"start": "starting", "play": "playing", "stall": "stalled"}
 _COLUMNS = (
     "fact", "content", "kind", "cdn", "edge", "ad_break", "source", "ms", "value", "before", "bits", "bits_ms", "count", "code",
     "message", "ad", "fatal", "business", "started", "stalls_known", "skipped", "completed", "silent", "view",
@@ -48,9 +45,9 @@ def timeline(database: Database, args: dict[str, Any]) -> dict[str, Any]:
         f'ORDER BY stream_ms, stream_seq, part LIMIT {FACTS_MAX + 1}',
         params,
     )  # fmt: skip
+    said = 'SELECT id, type, epoch_ms("at"), "view", content, data, stream_ms, stream_seq FROM '
     events = database.rows(
-        f'SELECT id, type, epoch_ms("at"), "view", content, data, stream_ms, stream_seq FROM '
-        f"(SELECT * FROM events {mine} UNION ALL SELECT * FROM heartbeats {mine}) "
+        f"{said} (SELECT * FROM events {mine} UNION ALL SELECT * FROM heartbeats {mine}) "
         f"ORDER BY stream_ms, stream_seq LIMIT {EVENTS_MAX + 1}",
         params,
     )
@@ -62,42 +59,22 @@ def timeline(database: Database, args: dict[str, Any]) -> dict[str, Any]:
     return {
         "account": args["account"], "session": args["session"], "from": args["start"], "to": args["end"],
         "dimensions": {name: said for name in _SAID if (said := _last(facts, name))},
-        "states": states(facts),
+        "states": states(facts, _heard(database, events, mine, params)),
         "facts": [_shown(fact) for fact in facts],
         "events": [_event(row) for row in events[:EVENTS_MAX]],
         "truncated": len(rows) > FACTS_MAX or len(events) > EVENTS_MAX,
     }  # fmt: skip
 
 
-def states(facts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What went on, in order: starting, playing, stalled, and `idle` (paused, seeking, or silent) in between."""
-    found: list[dict[str, Any]] = []
-    for each in _stretches(facts):
-        last = found[-1] if found else None
-        if last and each["from"] > last["to"] + JOIN_MS:
-            found.append(
-                {"state": "idle", "from": last["to"], "to": each["from"], "ad": False, "content": each["content"]}
-            )
-        if last and last is found[-1] and all(last[name] == each[name] for name in ("state", "ad", "content")):
-            last["to"] = max(last["to"], each["to"])
-            last["ms"] += each["ms"]
-        else:
-            found.append(each)
-    return found
-
-
-def _stretches(facts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The facts that last. Those made of one event follow one another, and the last of them ends when it came."""
-    lasting = [fact for fact in facts if fact["fact"] in _STATES and fact["ms"]]
-    for _, group in groupby(lasting, lambda fact: (fact["ms_id"], fact["seq_id"])):
-        together = list(group)
-        at = together[-1]["at"] - sum(fact["ms"] for fact in together)
-        for fact in together:
-            yield {
-                "state": _STATES[fact["fact"]], "from": at, "to": at + fact["ms"], "ad": fact["ad"], "content": fact["content"],
-                "ms": fact["ms"],
-            }  # fmt: skip
-            at += fact["ms"]
+def _heard(database: Database, events: Sequence[Sequence[Any]], mine: str, params: dict[str, Any]) -> Heard:
+    if len(events) <= EVENTS_MAX:
+        return Heard((type_, at, data, (ms, seq)) for _, type_, at, _, _, data, ms, seq in events)
+    rows = database.rows(
+        f"""SELECT type, epoch_ms("at"), data, stream_ms, stream_seq FROM events {mine} AND type = 'view_end'
+UNION ALL SELECT type, epoch_ms("at"), NULL, stream_ms, stream_seq FROM heartbeats {mine} AND type = 'heartbeat'""",
+        params,
+    )
+    return Heard((type_, at, data, (ms, seq)) for type_, at, data, ms, seq in rows)
 
 
 def _shown(fact: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from engine.events import Event
 from engine.quality import fold_cmcd, fold_own
 from engine.quality.dims import agent_of
 from engine.quality.facts import Fact
-from engine.quality.fold_tell import Teller, number, text, whole
+from engine.quality.fold_read import number, text, whole
+from engine.quality.fold_tell import Teller
 from engine.quality.state import Beats, Playback, Watched, decode, encode
 
 __all__ = ["TYPES", "Playback", "decode", "encode", "fold"]

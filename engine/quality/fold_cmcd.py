@@ -8,22 +8,21 @@ from __future__ import annotations
 from typing import Any
 
 from engine.events import Event
+from engine.quality.fold_happened import happened
 from engine.quality.fold_own import settle
-from engine.quality.fold_tell import GAP_MS, LONGEST_MS, MESSAGE, PIECE_MS, Teller, number, text, whole
+from engine.quality.fold_read import number, text, whole
+from engine.quality.fold_tell import GAP_MS, LONGEST_MS, PIECE_MS, Teller
 from engine.quality.state import ASKED, ERRED, FAILED, FINE, NONE, OVER, RUNNING, Beats, Reports, Watched
 
 BACK_MS = 60_000
 """A report further back than this, with the next `sn`, is no straggler: the player's clock was set."""
 SEEK_MS = 2_000
 """Rebuffering this soon after a seek has resumed is the seek's own."""
-TARGETS, FIRST_MISSING, GAP_MAX, ONCE = 4, 50, 10_000, 4
+TARGETS, FIRST_MISSING, GAP_MAX = 4, 50, 10_000
 _STATES = frozenset("spkraefqdw")
 _TRUSTED = frozenset(["ps", "t"])
 """Events whose state may begin another attempt after the end of one; other reports may carry a state that is past."""
 _RATES = (("pb", 3), ("br", 2), ("ab", 1))
-_AD_EVENTS = {
-    "ad_break_start": "abs", "ad_break_end": "abe", "ad_start": "as", "ad_end": "ae", "ad_skip": "sk", "skip": "sk", "ad_error": "aerr",
-}  # fmt: skip
 _DIMS = {
     "player": "player",
     "player_version": "player_version",
@@ -42,7 +41,7 @@ def report(t: Teller, event: Event, data: dict[str, Any]) -> None:
     ahead = _count(t, text(data.get("target"), 40), sn, event.at)
     if not ts:
         # A report must have `ts`. Without it nothing can be measured, but what happened did happen.
-        _happened(t, kind, 0, keys)
+        happened(t, kind, 0, keys)
         return
     if ahead and r.ts - ts > BACK_MS:
         t.flush()
@@ -65,7 +64,7 @@ def report(t: Teller, event: Event, data: dict[str, Any]) -> None:
         _straggler(t, state, ts)
     else:
         _advance(t, ts, kind == "ps" and state not in ("", r.sta))
-    _happened(t, kind, ts, keys)
+    happened(t, kind, ts, keys)
     if not late:
         _rate(t, keys)
         _state(t, state, ts, kind, keys)
@@ -283,70 +282,6 @@ def _rate(t: Teller, keys: dict[str, Any]) -> None:
         if found > 0:
             t.rate(found * 1000, rank)
             return
-
-
-def _happened(t: Teller, kind: str, ts: int, keys: dict[str, Any]) -> None:
-    """Errors and ads: facts that need no order."""
-    name = text(keys.get("cen"))
-    kind = (
-        _AD_EVENTS.get(name.replace("-", "_"), name if name in ("abs", "abe", "as", "ae", "sk") else "")
-        if kind == "ce"
-        else kind
-    )
-    if kind not in ("e", "abs", "abe", "as", "ae", "sk", "aerr"):
-        return
-    code = _code(keys.get("ec"))
-    mark = f"{kind}{ts}{code}"[:40]
-    r = t.s.reports
-    if mark in r.once:
-        return
-    r.once = (*r.once[1 - ONCE :], mark)
-    if kind == "e":
-        _erred(t, code)
-    else:
-        t.s.ads.by_cmcd = True
-        _advertised(t, kind, code)
-
-
-def _erred(t: Teller, code: str) -> None:
-    attempt = t.s.attempt
-    if t.s.beats.seen and not t.s.reports.states:
-        return  # measured by heartbeats, which tell of errors themselves
-    if attempt.bare:
-        attempt.bare = False
-        return
-    owed = attempt.failing == FAILED
-    if attempt.phase == NONE and t.s.reports.first >= 0 and not t.s.now.ended:
-        t.ask(t.s.reports.first)
-    t.error(code, "", fatal=True)
-    if owed:
-        t.give_up()
-    elif attempt.phase in (ASKED, RUNNING):
-        t.s.attempt.failing = ERRED
-
-
-def _code(value: Any) -> str:
-    """The first of `ec`; dash.js sends a bare number."""
-    found = value[0] if isinstance(value, list) and value else value
-    if isinstance(found, bool) or not isinstance(found, str | int | float):
-        return ""
-    return (str(int(found)) if isinstance(found, float) and found.is_integer() else str(found))[:MESSAGE]
-
-
-def _advertised(t: Teller, kind: str, code: str) -> None:
-    ads = t.s.ads
-    if kind == "abs":
-        t.break_starts("")
-    elif kind == "abe":
-        t.break_ends()
-    elif kind == "as":
-        t.ad_starts()
-    elif kind == "ae":
-        t.ad_ends(ads.ms, False)
-    elif kind == "aerr":
-        t.tell("ad_error", code=code)
-    elif ads.on:
-        ads.skip = True
 
 
 def reset(r: Reports) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from engine.events import Event
-from engine.quality.fold_tell import GAP_MS, LONGEST_MS, MESSAGE, PIECE_MS, Teller, number, text, whole
+from engine.quality.fold_read import MESSAGE, number, text, whole
+from engine.quality.fold_tell import GAP_MS, LONGEST_MS, PIECE_MS, Teller
 from engine.quality.state import ASKED, FAILED, FINE, NONE, OVER, RUNNING
 
 SEEK_MS = 2_000

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from engine.errors import PulsegateError, Unavailable
 from engine.lake import Lake
+from engine.lake.forms import absent
 from engine.lake.layout import SCHEMA as EVENTS
 from engine.quality import ask_frames
 from engine.quality.ask_hours import Hours
@@ -82,6 +83,7 @@ class Database:
         self._lock = threading.Lock()
         self._now = 0
         self._cancelled: set[int] = set()
+        self._mixed = False
 
     def begin(self, ident: int, files: Mapping[str, Sequence[str]]) -> None:
         """The question that is answered from now on, and its relations."""
@@ -115,11 +117,24 @@ class Database:
         with self._lock:
             if self._now in self._cancelled:
                 raise Cancelled
+        try:
+            return self._ask(sql, params, self._mixed)
+        except (duckdb.BinderException, duckdb.InvalidInputException):
+            if self._mixed:
+                raise
+            # Some files may be older than a column: from then on all are read by the columns' names.
+            self._made.clear()
+            found = self._ask(sql, params, True)
+            self._mixed = True
+            return found
+
+    def _ask(self, sql: str, params: dict[str, Any] | None, mixed: bool) -> list[tuple[Any, ...]]:
         for name, files in self._wanted.items():
             # Making a view opens a file: only where it is needed, and not twice.
             if name in sql and self._made.get(name) != files:
                 self._made.pop(name, None)
-                self._connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {_relation(files, RELATIONS[name])}")
+                relation = _relation(files, RELATIONS[name], mixed)
+                self._connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {relation}")
                 self._made[name] = files
         return self._connection.execute(sql, params or {}).fetchall()
 
@@ -133,11 +148,24 @@ def _plain(path: str) -> str:
     return re.sub(r"[*?\[]", r"[\g<0>]", path)
 
 
-def _relation(files: Sequence[str], schema: pa.Schema) -> str:
+def _relation(files: Sequence[str], schema: pa.Schema, mixed: bool) -> str:
+    """SQL of all rows of these files. `mixed`: some were written before a column was added, and have in it what `engine/lake/forms.py`
+    puts there. Reading so takes about an eighth longer, twice as long where each file's own columns were looked at first."""
     if files:
-        return f"SELECT * FROM read_parquet([{', '.join(map(_quoted, map(_plain, files)))}], hive_partitioning = false, filename = true)"
+        named = ""
+        if mixed:
+            columns = ", ".join(f"{_quoted(field.name)}: {_column(field)}" for field in schema)
+            named = f", schema = MAP {{{columns}}}"
+        paths = ", ".join(map(_quoted, map(_plain, files)))
+        return f"SELECT * FROM read_parquet([{paths}], hive_partitioning = false, filename = true{named})"
     columns = ", ".join(f'NULL::{_TYPES[str(field.type)]} AS "{field.name}"' for field in schema)
     return f"SELECT {columns}, '' AS filename WHERE false"
+
+
+def _column(field: pa.Field) -> str:
+    lacking = absent(field.type)
+    default = "NULL" if lacking is None else _quoted(str(lacking))
+    return f"{{name: {_quoted(field.name)}, type: '{_TYPES[str(field.type)]}', default_value: {default}}}"
 
 
 def answer(lakes: Lakes, database: Database, question: Mapping[str, Any]) -> tuple[int, bytes]:
