@@ -53,7 +53,7 @@ class Consumer(ABC):
         """Queues the removal of everything about an account; how many things go."""
 
     def tidy(self, now: int) -> None:  # noqa: B027 - most forget nothing
-        """Forgets what is older than its retention. Called about once a minute; `now` is ms."""
+        """Forgets what is older than its retention. Called every 12 s; `now` is ms."""
 
 
 class DeadLetter(Exception):

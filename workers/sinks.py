@@ -73,7 +73,7 @@ class Sink(ABC):
         return None
 
     def tidy(self, now: int) -> None:  # noqa: B027 (most have nothing to tidy)
-        """Cleans up behind itself. Called about once a minute; `now` is ms."""
+        """Cleans up behind itself. Called every 12 s; `now` is ms."""
 
 
 def names() -> list[str]:
