@@ -343,20 +343,28 @@ class Chaos:
         keys = Keys(PREFIX, PARTITIONS)
         return [(p, keys.outbox(p) if what == "outbox" else keys.log(p, what)) for p in range(PARTITIONS)]
 
-    @staticmethod
-    def _views(api: ApiProcess, account: str) -> list[dict[str, Any]]:
+    def _views(self, api: ApiProcess, account: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         cursor = ""
         while True:
-            answer = api.get(
-                "/v1/views", params={"account": account, "limit": 500, "cursor": cursor}, token=service("read")
-            )
-            if answer.status_code != 200:
-                return [{"running": True}]
+            answer = self._answer(api, "/v1/views", account=account, limit=500, cursor=cursor)
+            assert answer.status_code == 200, (account, answer.text)
             found += answer.json()["items"]
             cursor = answer.json()["next"]
             if not cursor:
                 return found
+
+    @staticmethod
+    def _answer(api: ApiProcess, path: str, **params: Any) -> httpx.Response:
+        """The answer, asked for again while the API says that it cannot reach a Redis in time: the machine is busy."""
+        answers: list[httpx.Response] = []
+
+        def answered() -> bool:
+            answers.append(api.get(path, params=params, token=service("read")))
+            return answers[-1].status_code != 503
+
+        wait_for(answered, f"{path} is answered", SETTLE_S)
+        return answers[-1]
 
     def _check_audience(self, api: ApiProcess) -> None:
         """Sessions, partitions and totals agree; after a lost tail as soon as all partitions have been recounted."""
@@ -432,7 +440,7 @@ class Chaos:
 
     def _check_resume(self, api: ApiProcess) -> None:
         for (account, content), (position, beat) in self.truth.positions.items():
-            found = api.get(f"/v1/resume/{content}", params={"account": account}, token=service("read"))
+            found = self._answer(api, f"/v1/resume/{content}", account=account)
             if beat in self.truth.unsure and found.status_code == 404:
                 continue
             assert found.status_code == 200, (account, content, found.text)
