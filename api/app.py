@@ -212,7 +212,7 @@ class App:
         _settle_garbage()
         log.info("serving", extra={"pid": os.getpid(), "cluster": type(client).__name__ == "RedisCluster"})
         try:
-            yield {"closing": streams.close}
+            yield {"closing": streams.close, "exchanges": routes.exchanges}
         finally:
             for task in (fast, back, slow, lists, upkeep):
                 await cancel(task)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from time import perf_counter
 from typing import Any
 
 import orjson
 from starlette.types import Receive, Scope
 
 from api.direct import Direct
-from api.http import bearer, read_body
+from api.http import bearer, read_body, request_id
+from api.protocol import Exchange
+from engine.decisions import Decision
 from engine.errors import PulsegateError
 from engine.tokens import Claims
 from engine.tracking import Rejected, sift
@@ -40,6 +43,31 @@ class Heartbeats(Direct):
             services.metrics.tracked(0, 0, len(bad))
             services.bad.later(claims.account, bad, self._keep(claims, beat, bad))
         return orjson.dumps(decision)
+
+    def begin(self, exchange: Exchange) -> bool:
+        """What nearly every heartbeat needs, without waiting for anything; False leaves it to `answer`, which says what is wrong."""
+        services = self.services
+        try:
+            beat = decode_heartbeat(exchange.body)
+            claims = services.tokens.cached(bearer(exchange.authorization))
+            if claims is None or beat.events:
+                return False
+
+            def tell(decision: Decision | None) -> None:
+                if decision is None:
+                    exchange.hand_over()
+                    return
+                if (claims.account, beat.session) not in services.visitors.beating:
+                    services.visitors.beat(exchange.scope, claims.account, beat.session, decision)
+                headers = [] if exchange.origin is None else services.cors.headers(exchange.origin)
+                if exchange.named:
+                    headers.append((b"x-request-id", request_id(exchange.headers).encode()))
+                exchange.answer(orjson.dumps(decision), headers)
+                services.metrics.answered(ROUTE, 200, perf_counter() - exchange.started)
+
+            return services.decisions.submit(claims, beat, exchange.body, tell)
+        except PulsegateError:
+            return False
 
     async def _keep(self, claims: Claims, beat: Heartbeat, bad: list[Rejected]) -> None:
         """Keeps its bad events, with the view they belong to if Redis can be asked. Raises nothing."""

@@ -25,6 +25,7 @@ from api.events import Events
 from api.heartbeats import Heartbeats
 from api.http import bearer, json_response, read_body, token_of
 from api.openapi import document
+from api.protocol import Exchanges
 from api.quality import Quality
 from api.resume import Resume
 from api.services import Services
@@ -66,7 +67,9 @@ class Routes:
         self._trending, self._contents = Trending(services), Contents(services)
         self._admin, self._quality = Admin(services), Quality(services)
         self._behaviour, self._alerts = Behaviour(services, self._quality), Alerts(services)
-        self.direct: list[Direct] = [Heartbeats(services), List(services), Cmcd(services)]
+        heartbeats = Heartbeats(services)
+        self.direct: list[Direct] = [heartbeats, List(services), Cmcd(services)]
+        self.exchanges = Exchanges(heartbeats.begin, heartbeats, services.settings.body_max_bytes)
 
     def all(self) -> list[Route]:
         return [

@@ -78,6 +78,33 @@ class Decisions:
         self, claims: Claims, beat: Heartbeat, body: bytes, events: list[tuple[str, bytes]], at: Arg = ""
     ) -> Decision:
         """A player's heartbeat. `body` is its JSON as it came; `at` (ms) is when it arrived, if it was spooled."""
+        keys, args, interval = self._heartbeat_call(claims, beat, body, events, at)
+        try:
+            reply = await self._run(self._heartbeat, keys, args)
+        except Unavailable:
+            if at == "":
+                known = {name: getattr(claims, name) for name in SPOOLED}
+                self._spool.put({"at": int(time() * 1000), "claims": known, "body": body.decode()})
+            return self._degraded(beat.session, claims, interval)
+        if at == "":
+            self._count_viewer(claims.account, beat.content, reply)
+        return self._decision(beat.session, claims, reply, interval, beat.seq)
+
+    def submit(self, claims: Claims, beat: Heartbeat, body: bytes, tell: Callable[[Decision | None], None]) -> bool:
+        """A heartbeat without events, without a task that waits: `tell` is called with its decision, or with None where only
+        `heartbeat` can give one. False (and `tell` is never called) if that is known now. Raises PulsegateError."""
+        if self._inflight >= self._settings.inflight_max:
+            return False
+        keys, args, interval = self._heartbeat_call(claims, beat, body, [], "")
+        if not self._executor.submit(self._heartbeat, keys, args, _Submitted(self, claims, beat, interval, tell)):
+            return False
+        self._inflight += 1
+        return True
+
+    def _heartbeat_call(
+        self, claims: Claims, beat: Heartbeat, body: bytes, events: list[tuple[str, bytes]], at: Arg
+    ) -> tuple[tuple[str, ...], tuple[Arg, ...], int]:
+        """(keys, arguments, the interval to promise in ms) of a heartbeat's script call."""
         account = claims.account
         device = self._device(claims, beat.device)
         if claims.profiles is not None:
@@ -109,16 +136,7 @@ class Decisions:
             int(self._settings.lifetime_ms * stretch), "" if beat.rate == 1 else beat.rate, matched.policy, at,
             b"" if self._outage.thinned(k.base) else common + body + b"}", completed, *extra,
         )  # fmt: skip
-        try:
-            reply = await self._run(self._heartbeat, (k.leases, k.deadlines, k.outbox), args)
-        except Unavailable:
-            if at == "":
-                known = {name: getattr(claims, name) for name in SPOOLED}
-                self._spool.put({"at": int(time() * 1000), "claims": known, "body": body.decode()})
-            return self._degraded(beat.session, claims, interval)
-        if at == "":
-            self._count_viewer(account, beat.content, reply)
-        return self._decision(beat.session, claims, reply, interval, beat.seq)
+        return (k.leases, k.deadlines, k.outbox), args, interval
 
     async def check(
         self, claims: Claims, session: str, device: str, content: str, kind: str, attributes: dict[str, str]
@@ -406,6 +424,34 @@ class Decisions:
             "lease_expires_at": None, "next_heartbeat_ms": interval, "retry_at": None, "conflicts": [], "duplicate": False,
             "last_seq": None, "token_expires_at": claims.expires_at or None, "degraded": True,
         }  # fmt: skip
+
+
+class _Submitted:
+    """Takes the reply to a submitted heartbeat in place of a future."""
+
+    __slots__ = ("_beat", "_claims", "_decisions", "_interval", "_started", "_tell")
+
+    def __init__(
+        self, decisions: Decisions, claims: Claims, beat: Heartbeat, interval: int, tell: Callable[[Decision | None], None]
+    ) -> None:  # fmt: skip
+        self._decisions, self._claims, self._beat, self._interval, self._tell = decisions, claims, beat, interval, tell
+        self._started = perf_counter()
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, reply: Any) -> None:
+        decisions, beat, claims = self._decisions, self._beat, self._claims
+        decisions._inflight -= 1
+        decisions._metrics.redis_took(perf_counter() - self._started)
+        decision = None
+        if isinstance(reply, int | list):
+            decisions._count_viewer(claims.account, beat.content, reply)
+            decision = decisions._decision(beat.session, claims, reply, self._interval, beat.seq)
+        self._tell(decision)
+
+    def set_exception(self, error: BaseException) -> None:
+        self.set_result(error)
 
 
 def _digest(text: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any, cast
 import hiredis
 
 from engine.errors import Unavailable
-from engine.scripts import Arg, Script
+from engine.scripts import Arg, Receiver, Script
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
         self._retry = retry_ms / 1000
         self._transport: asyncio.WriteTransport | None = None
         self._reader = hiredis.Reader(notEnoughData=Ellipsis)
-        self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[float, Receiver]] = deque()
         self._outgoing: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -169,14 +169,17 @@ class Connection(asyncio.Protocol):
         future = self._loop.create_future()
         if self._transport is None:
             future.set_exception(Unavailable("session Redis is away"))
-            return future
-        self._waiting.append((self._now(), future))
+        else:
+            self._queue(packed, future)
+        return future
+
+    def _queue(self, packed: bytes, receiver: Receiver) -> None:
+        self._waiting.append((self._now(), receiver))
         if not self._outgoing:
             self._loop.call_soon(self._flush)
             if self._timer is None:
                 self._timer = self._loop.call_later(self._timeout / 8, self._check_deadline)
         self._outgoing.append(packed)
-        return future
 
     def _flush(self) -> None:
         if self._transport is not None and self._outgoing:
@@ -199,6 +202,13 @@ class Connection(asyncio.Protocol):
             future.set_exception(Unavailable("session Redis is away"))
             return future
         return self._send(_pack(command))
+
+    def submit(self, receiver: Receiver, *command: Arg) -> bool:
+        """One command whose reply goes to `receiver`; False if the connection is not up."""
+        if self._transport is None or not self.up:
+            return False
+        self._queue(_pack(command), receiver)
+        return True
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """One script call; loads the script when the server does not know it. Errors are values, as in `call`."""

@@ -22,7 +22,7 @@ from redis.crc import key_slot
 from engine.errors import PulsegateError, Unavailable
 from engine.marks import Marks
 from engine.multiplex import Address, Connection
-from engine.scripts import Arg, Script
+from engine.scripts import Arg, Receiver, Script
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +166,11 @@ class Router:
             self._refresh()
             raise
 
+    def submit(self, script: Script, keys: Sequence[str], args: Sequence[Arg], receiver: Receiver) -> bool:
+        """See `Executor`. Raises Unavailable where a cluster has nobody for the keys."""
+        connection = self._only if self._only is not None else self._owner(keys[0])
+        return connection.settled and connection.submit(receiver, "EVALSHA", script.sha, len(keys), *keys, *args)
+
     async def _run_on_cluster(self, script: Script, keys: Sequence[str], args: Sequence[Arg], unsettled: bool) -> Any:
         connection, asking = self._owner(keys[0]), False
         for _ in range(REDIRECTS_MAX):
@@ -228,6 +233,9 @@ class ClientExecutor:
 
     async def settle(self) -> None:
         pass
+
+    def submit(self, script: Script, keys: Sequence[str], args: Sequence[Arg], receiver: Receiver) -> bool:
+        return False
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg], *, unsettled: bool = False) -> Any:
         script.check(len(keys), len(args))

@@ -64,12 +64,26 @@ def load(name: str) -> Script:
     return parse(name, (root / f"{name}.lua").read_text(encoding="utf-8"), library)
 
 
+class Receiver(Protocol):
+    """What a reply is handed to: a future, or something cheaper. Its methods raise nothing."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
 class Executor(Protocol):
     """Runs one script on the node that owns its keys. Raises Unavailable when no answer can be had in time."""
 
     async def run(
         self, script: Script, keys: Sequence[str], args: Sequence[Arg], *, unsettled: bool = False
     ) -> Any: ...
+
+    def submit(self, script: Script, keys: Sequence[str], args: Sequence[Arg], receiver: Receiver) -> bool:
+        """Sends now and hands the reply to `receiver`, whatever it is: an error of the server is a value. False where that cannot
+        be done at once, for `run` to find out why."""
 
     def away_ms(self) -> int: ...
 

@@ -74,6 +74,8 @@ class Load:
     """Answers other than 2xx, and socket errors."""
     cpu_s: float
     """CPU wrk itself used."""
+    p50_ms: float = 0.0
+    """0 where the script does not say it."""
 
     @property
     def per_s(self) -> float:
@@ -106,4 +108,5 @@ def wrk(port: int, script: Path, seconds: float, connections: int, core: int | N
         raise BenchError(f"wrk said:\n{done.stdout}\n{done.stderr}")
     requests, micros, p99_us, *errors = (int(float(value)) for value in found[1].split())
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return Load(requests, micros / 1e6, p99_us / 1e3, sum(errors), used)
+    median = re.search(r"^P50 (\d+)", done.stdout, re.MULTILINE)
+    return Load(requests, micros / 1e6, p99_us / 1e3, sum(errors), used, int(median[1]) / 1e3 if median else 0.0)

@@ -108,7 +108,8 @@ class _Monitor:
 
 
 class Replay:
-    """Sends captured heartbeats for sessions 0…n-1, one session an account, over one connection of its own."""
+    """Sends captured heartbeats for sessions 0…n-1, one session an account, each in its account's partition, over one
+    connection of its own. So an API process finds them, and goes on with them."""
 
     def __init__(
         self, server: Valkey, captured: Captured, device: str = DEVICE, content: Callable[[int], int] = lambda _: 1
@@ -131,12 +132,12 @@ class Replay:
         return self.send(self._packed(n, position) for n in sessions)
 
     def _packed(self, n: int, position: float) -> bytes:
-        session, device = SESSION % n, self._device % n
+        account, session, device = (ACCOUNT % n).encode(), SESSION % n, self._device % n
         values = {
-            b"account": (ACCOUNT % n).encode(), b"session": session.encode(), b"device": device.encode(), b"seq": b"%04d" % self._seq,
+            b"account": account, b"session": session.encode(), b"device": device.encode(), b"seq": b"%04d" % self._seq,
             b"ms": b"%d" % (position * 1000), b"s": b"%.1f" % position, b"content": (CONTENT % self._content(n)).encode(),
         }  # fmt: skip
-        return self._templates[n % len(self._templates)] % values
+        return self._templates[crc32(account) % len(self._templates)] % values
 
     def send(self, commands: Iterator[bytes]) -> int:
         """Sends packed commands in batches and checks each reply."""

@@ -1,6 +1,6 @@
 -- wrk: heartbeats of many accounts in turn. Arguments: file of "token session device" lines, first seq.
 -- Everything but position and seq is built beforehand, and their digits never change in number, so that wrk costs
--- little and a request has one size. The last line printed is for the caller.
+-- little and a request has one size. The last two lines printed are for the caller.
 local requests, turn, seq, position = {}, 0, 0, 0
 
 function init(args)
@@ -27,4 +27,5 @@ function done(summary, latency)
   local e = summary.errors
   print(string.format('RESULT %d %d %d %d %d %d %d %d', summary.requests, summary.duration, latency:percentile(99), e.status,
     e.connect, e.read, e.write, e.timeout))
+  print(string.format('P50 %d', latency:percentile(50)))
 end

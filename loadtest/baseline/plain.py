@@ -2,7 +2,7 @@
 remembered, redis-py's asyncio client, one `EVALSHA` of the same script with the same arguments.
 
 `BENCH_REDIS` is the server, `BENCH_CALL` a captured call (JSON list of strings) whose constants are used: script,
-limits, policy. It stands in for settings and plans, which cost nothing here.
+interval, lifetime, limits, policy. It stands in for settings and plans, which cost nothing here.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ async def heartbeat(request: Request) -> Response:
     reply = await client.evalsha(
         SHA, len(KEYS), *(key.format_map(place) for key in KEYS),
         "", account, ARGV[2], beat.session, f"{beat.device}\t{beat.content}\t{beat.kind}\t\t\t\tstreams", beat.seq,
-        STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), 10_000, 30_000, "" if beat.rate == 1 else beat.rate,
+        STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), ARGV[8], ARGV[9], "" if beat.rate == 1 else beat.rate,
         ARGV[11], "", event, "",
     )  # fmt: skip
     code, expires, last_seq, duplicate, *_ = [0, abs(reply), beat.seq, 0] if isinstance(reply, int) else reply
