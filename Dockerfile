@@ -30,6 +30,6 @@ STOPSIGNAL SIGTERM
 # Of the API, which is what the image runs unless told otherwise; docker-compose.yml has those of the other parts.
 # /healthz, not /readyz: with Redis away the API still lets viewers pass, and must not be restarted for that.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/healthz', timeout=3)"]
+    CMD ["python", "-c", "import os; from urllib.request import urlopen; urlopen('http://127.0.0.1:' + os.environ['PULSEGATE_PORT'] + '/healthz', timeout=3)"]
 ENTRYPOINT ["pulsegate"]
 CMD ["api"]
