@@ -115,7 +115,7 @@ def _view() -> dict[str, Schema]:
         "kind": {"enum": ["vod", "live", None]}, "running": {"type": "boolean"}, "started_at": whole,
         "last_seen_at": whole | {"description": "the last sign of life, ms"},
         "ended_at": _nullable("integer", "ms; null while it runs"),
-        "estimated_end_at": _nullable("integer", "when a view that timed out really ended, ms"),
+        "estimated_end_at": _nullable("integer", "when a view that did not say so itself really ended, ms"),
         "reason": _nullable("string", "why it ended"),
         "by": _nullable("string", "the session that took its place"), "rule": _nullable("string", "the rule it had to yield to"),
         "watched_ms": whole, "max_position": _nullable("number", "seconds"), "duration": _nullable("number", "seconds"),

@@ -40,7 +40,7 @@ if text then
   local left = ttl == ARGV[10] and lasts or tonumber(ttl)
   local seen = left and started + since
   local fast = seen and held == ident and seq > tonumber(last_seq) and seen + left > now and left <= lasts
-    and (state == 'p' or state == 'b' or state == 'k' or state == 's') and (ARGV[14] ~= '' or #ARGV < 16)
+    and (state == 'p' or state == 'b' or state == 's') and (ARGV[14] ~= '' or #ARGV < 16)
   if fast and (seldom ~= '' or ARGV[15] ~= '' or (position == ARGV[8] and position ~= '')) then
     local completed, still = string.match(seldom, '^\t?(%d*)\t?(%d*)$')
     if ARGV[15] ~= '' then completed = ARGV[15] end

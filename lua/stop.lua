@@ -25,6 +25,7 @@ for _, r in pairs(records) do
 end
 if me.status == 'r' then
   me.seq = math.max(me.seq, tonumber(ARGV[5]) or -1)
+  played_on(me, now)
   end_view(me, 'stopped')
 end
 settle()

@@ -164,6 +164,73 @@ class TestGhosts:
         assert allowed(world.beat("s1", "d1", limit=1))
 
 
+class TestTrueEnd:
+    """When a view ends that does not say so itself, and what it was played until then."""
+
+    def end(self, world: World) -> dict[str, Any]:
+        return dict(world.events("a", "view_end")[0]["data"])
+
+    def test_a_displaced_ghost_ended_half_an_interval_after_its_last_word(self, world: World) -> None:
+        world.beat("gone", "d1", limit=1)
+        world.wait(17)
+        assert allowed(world.beat("new", "d2", limit=1))
+        end = self.end(world)
+        assert (end["reason"], end["estimated_end_at"]) == ("displaced", START + 5_000)
+
+    @pytest.mark.parametrize(("after", "estimated"), [(4, 2_000), (10, 5_000), (25, 5_000)])
+    def test_a_device_that_starts_anew_has_left_in_between(self, world: World, after: float, estimated: int) -> None:
+        world.beat("s1", "d1")
+        world.wait(after)
+        world.beat("s2", "d1")
+        end = self.end(world)
+        assert (end["reason"], end["estimated_end_at"]) == ("superseded", START + estimated)
+
+    @pytest.mark.parametrize(("after", "estimated"), [(9, None), (12, 5_000)])
+    def test_who_is_evicted_plays_on_unless_it_had_fallen_silent(
+        self, world: World, after: float, estimated: int | None
+    ) -> None:
+        world.beat("s1", "d1", plan="oldest")
+        world.wait(after)
+        world.beat("s2", "d2", plan="oldest")
+        end = self.end(world)
+        assert (end["reason"], end.get("estimated_end_at")) == ("evicted", estimated and START + estimated)
+
+    def test_a_stop_says_that_it_was_played_until_then(self, world: World) -> None:
+        world.beat("s1", position=100.0)
+        world.wait(10)
+        world.beat("s1", position=110.0)
+        world.wait(7)
+        world.stop("s1")
+        assert self.end(world)["watched_ms"] == 17_000
+
+    def test_so_does_other_content(self, world: World) -> None:
+        world.beat("s1", content="one", position=100.0)
+        world.wait(7)
+        world.beat("s1", content="two", position=0.0)
+        end = self.end(world)
+        assert (end["reason"], end["watched_ms"]) == ("content_changed", 7_000)
+
+    def test_a_pause_is_not_played_on(self, world: World) -> None:
+        world.beat("s1", position=100.0)
+        world.wait(5)
+        world.beat("s1", position=105.0, state="paused")
+        world.wait(7)
+        world.stop("s1")
+        assert self.end(world)["watched_ms"] == 5_000
+
+    @pytest.mark.parametrize("said", [107.0, 40.0, 900.0])
+    def test_played_until_a_seek_whichever_position_it_names(self, world: World, said: float) -> None:
+        """Players name where it leads as often as where it began."""
+        world.beat("s1", position=100.0)
+        world.wait(7)
+        world.beat("s1", position=said, state="seeking")
+        world.beat("s1", position=900.0)
+        world.wait(10)
+        world.beat("s1", position=910.0)
+        world.stop("s1")
+        assert self.end(world)["watched_ms"] == 17_000
+
+
 class TestSameDevice:
     def test_a_restart_supersedes_and_keeps_the_place_in_line(self, world: World) -> None:
         world.beat("s1", "d1", plan="latest")

@@ -26,11 +26,13 @@ local function stuck(me, at, state, position)
 end
 
 -- Time watched grows by min(position moved, time passed x rate): seeks and pauses do not count. Without a
--- position (live), by the time spent playing.
+-- position (live), by the time spent playing; and up to a seek, too, since its first word may tell where it leads.
 local function advance(me, at, state, position, seq, run, rate, completed)
   local elapsed = math.max(0, at - me.seen)
   local moved = 0
-  if position then
+  if state == 'k' and me.state == 'p' then
+    moved = elapsed
+  elseif position then
     moved = position - (me.position or position)
   elseif me.state == 'p' then
     moved = elapsed

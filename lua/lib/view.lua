@@ -43,9 +43,24 @@ local function hold(r)
   save(r)
 end
 
+-- When a view that did not say so itself really ended, halfway through the first interval that brought nothing; nil where it
+-- is no matter of guessing. A device that starts anew has left its earlier session some time since that last spoke. Who was
+-- removed by another plays on until it is told, unless it had missed a beat by then.
+local function estimated_end(r, reason)
+  local silent = math.max(0, now - r.seen)
+  local gone = reason == 'timeout' or reason == 'displaced' or reason == 'superseded'
+    or ((reason == 'evicted' or reason == 'takeover') and r.paused == 0 and silent > r.interval + TICK)
+  if gone then return math.floor(r.seen + math.min(silent, r.interval) / 2) end
+end
+
+-- A view that says it is over (a stop, other content) was played until then, if it was playing.
+local function played_on(r, at)
+  if r.state == 'p' and r.paused == 0 then r.watched = r.watched + math.max(0, at - r.seen) end
+end
+
 local function view_end(r, reason, by, rule)
   emit('view_end', r, {reason = reason, by = by, rule = rule, started_at = r.started, last_seen_at = r.seen,
-    estimated_end_at = reason == 'timeout' and math.floor(r.seen + r.interval / 2) or nil, watched_ms = r.watched,
+    estimated_end_at = estimated_end(r, reason), watched_ms = r.watched,
     max_position = r.furthest / 1000, completed = r.completed == 1, duration = tonumber(r.duration), origin = r.origin})
 end
 
@@ -104,6 +119,7 @@ local function admit(ask, me, verdict)
   end
   local known = me.content
   if me.status == 'r' and not new and known ~= ask.content then
+    played_on(me, ask.at)
     view_end(me, 'content_changed')
     me.left, me.left_at = known, now
   end
