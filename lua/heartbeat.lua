@@ -40,7 +40,7 @@ if text then
   local left = ttl == ARGV[10] and lasts or tonumber(ttl)
   local seen = left and started + since
   local fast = seen and held == ident and seq > tonumber(last_seq) and seen + left > now and left <= lasts
-    and (state == 'p' or state == 'b' or state == 's') and (ARGV[14] ~= '' or #ARGV < 16)
+    and (state == 'p' or state == 'b') and (ARGV[14] ~= '' or #ARGV < 16)
   if fast and (seldom ~= '' or ARGV[15] ~= '' or (position == ARGV[8] and position ~= '')) then
     local completed, still = string.match(seldom, '^\t?(%d*)\t?(%d*)$')
     if ARGV[15] ~= '' then completed = ARGV[15] end
@@ -65,7 +65,7 @@ if text then
       if was ~= 'p' then moved = 0 end
     end
     if ARGV[11] ~= '' then most = elapsed * ARGV[11] end
-    if moved > most then moved = most end
+    if moved > most + 5000 then moved = most end -- RETRIED in lib/progress.lua
     if moved > 0 then watched = fmt('%d', watched + moved) end
     local expires = now + lasts
     call('ZADD', KEYS[1], expires, session .. '\n' .. ARGV[6] .. '\t' .. fmt('%d', now - started) .. '\t' .. state .. '\t' .. ARGV[8] ..
@@ -142,6 +142,10 @@ if verdict and verdict.allow then
   local heir = verdict.heir
   heir.debt, heir.debt_at = debt_of(heir.device) + tune.refill, now
   save(heir)
+  -- Its view is over, but what it says of where it is counts.
+  me.seq, me.run = seq, run
+  save(me)
+  append_events(me)
   settle()
   return {0, verdict.expires, me.seq, 0, ''}
 end

@@ -48,7 +48,13 @@ if ARGV[13] ~= '' then
   local body = ARGV[12] .. ',"session":' .. cjson.encode(ask.session) .. ',' .. ARGV[13]
   append('evidence', me or ask, body, me and me.seq or -1, ask.at)
 end
-if belongs then return answer({0, 0, me and me.seq or -1, 0, ''}) end
+if belongs then
+  if me.origin == 's' and ask.at > me.signal_at then
+    me.signal_at = ask.at
+    save(me)
+  end
+  return answer({0, 0, me.seq, 0, ''})
+end
 if me and me.status == 'r' and ask.at >= me.started then
   me.proven = now + tune.unproven
   save(me)
@@ -64,7 +70,9 @@ local verdict = sticky(me)
 if not verdict then
   if ask.content == '' or (ARGV[11] == 'observe' and not me) then return answer({0, 0, -1, 0, ''}) end
   local back = false
-  if me and me.status == 'e' and LEFT[me.reason] then
+  if me and me.status == 'e' and zapped_back(me, ask.at) then
+    me.reason, ask.since = '', zapped_back(me, ask.at)
+  elseif me and me.status == 'e' and LEFT[me.reason] then
     back = me.reason == 'superseded'
     me, ask.session = nil, born
   end

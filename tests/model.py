@@ -94,6 +94,8 @@ class Session:
     """Rule or reason of the refusal it was last told; the `block` event comes when this changes."""
     left: str = ""
     left_at: int = 0
+    fetched: int = 0
+    """Latest evidence for it after its device had left it."""
 
     @property
     def expires(self) -> int:
@@ -135,6 +137,8 @@ class Ask:
     supersedes: Session | None = None
     heir_of: Session | None = None
     replaces: tuple[str, ...] = ()
+    since: int | None = None
+    """When its device came back to what it had left."""
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -194,7 +198,9 @@ class Account:
         paused = state == "paused" and not self._advances(me, content, position)
         verdict = self._sticky(me) or self._on_its_device(ask, me)
         if verdict and verdict.allowed:
-            return verdict
+            assert me
+            me.seq = seq
+            return replace(verdict, last_seq=seq)
         if paused and me and me.content == content and self._paused_out(me):
             return Answer(last_seq=_seq(me))
         if me and me.content == content and position is not None and position == me.position:
@@ -283,6 +289,8 @@ class Account:
         if me:
             ask.session = me.id
         if left:
+            assert me
+            me.fetched = max(me.fetched, at)
             return Answer(last_seq=_seq(me))
         if me and me.phase is Phase.RUNNING and at >= me.started:
             me.proven_until = self.now + UNPROVEN  # reading: from when we learn of it, because log lines come late
@@ -295,7 +303,10 @@ class Account:
         if not verdict:
             if not content:
                 return Answer()
-            if me and me.phase is Phase.ENDED and me.reason in LEFT:
+            if me and me.phase is Phase.ENDED and self._zapped_back(me, at):
+                ask.since = self._back_since(me, at)
+                me.reason = ""
+            elif me and me.phase is Phase.ENDED and me.reason in LEFT:
                 ask.alone = me.reason == "superseded"
                 me, ask.session = None, born
             known = self.sessions.get(born)
@@ -535,7 +546,7 @@ class Account:
         elif was is not Phase.RUNNING or content != ask.content:
             me.view, me.revision, me.position = me.view + 1, 0, None
             me.completed, me.still_since = False, None
-            me.started = adopted.started if adopted else ask.at
+            me.started = adopted.started if adopted else ask.at if ask.since is None else ask.since
             me.finest, me.seen = adopted.finest if adopted else 0, ask.at
             self._log("session_linked" if adopted else "view_start", me, adopted.id if adopted else "")
         return me
@@ -577,6 +588,7 @@ class Account:
             if same or (not linked.player and linked.phase is not Phase.RIDING and not any(others)):
                 if linked.phase is Phase.ENDED and linked.reason in LEFT:
                     recent = linked.content == ask.content and self.now < linked.ended_at + LEFT_WITHIN
+                    recent = recent and not self._zapped_back(linked, ask.at)
                     return linked, recent or ask.at <= linked.ended_at
                 return linked, False
         mine = self._of_device(ask.device)
@@ -591,8 +603,23 @@ class Account:
             if ask.content and s.left == ask.content and (ask.at <= s.left_at or self.now < s.left_at + LEFT_WITHIN):
                 return s, True
         if best and best.reason in LEFT:
-            return best, ask.at <= best.ended_at or self.now < best.ended_at + LEFT_WITHIN
+            recent = self.now < best.ended_at + LEFT_WITHIN and not self._zapped_back(best, ask.at)
+            return best, ask.at <= best.ended_at or recent
         return best, False
+
+    def _zapped_back(self, s: Session, at: int) -> bool:
+        """A device nobody speaks for fetches again what it had left, after a silence in which a slot yields, or fetches nothing else."""
+        return self._back_since(s, at) is not None
+
+    def _back_since(self, s: Session, at: int) -> int | None:
+        if s.player or s.reason != "superseded":
+            return None
+        if at - max(s.seen, s.fetched) >= STALE * INTERVAL:
+            return at
+        heir = self.sessions.get(s.by)
+        if not heir or heir.phase is not Phase.RUNNING or heir.player or heir.device != s.device:
+            return None
+        return heir.seen if at - heir.seen >= INTERVAL else None
 
     def _refresh(self, s: Session, rank: int, lifetime: int, at: int) -> None:
         """Coarser evidence extends nothing once finer was seen; only a later segment shows that a paused player plays."""

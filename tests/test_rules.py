@@ -230,6 +230,44 @@ class TestTrueEnd:
         world.stop("s1")
         assert self.end(world)["watched_ms"] == 17_000
 
+    def test_a_heartbeat_that_was_sent_again_loses_nothing(self, world: World) -> None:
+        """It says where it was, and arrives four seconds late."""
+        world.beat("s1", position=100.0)
+        for waited, position in ((14, 110.0), (6, 120.0), (10, 130.0)):
+            world.wait(waited)
+            world.beat("s1", position=position)
+        world.stop("s1")
+        assert self.end(world)["watched_ms"] == 30_000
+
+    def test_what_moved_further_than_that_was_sought(self, world: World) -> None:
+        world.beat("s1", position=100.0)
+        world.wait(10)
+        world.beat("s1", position=140.0)
+        world.stop("s1")
+        assert self.end(world)["watched_ms"] == 10_000
+
+    @pytest.mark.parametrize(("after", "watched"), [(6, 13_000), (25, 15_000)])
+    def test_a_live_player_that_starts_anew_had_played_for_half_an_interval(
+        self, world: World, after: float, watched: int
+    ) -> None:
+        world.beat("s1", kind="live")
+        world.wait(after)
+        world.beat("s1", kind="live", state="starting", seq=0)
+        world.wait(2)
+        world.beat("s1", kind="live")
+        world.wait(10)
+        world.stop("s1")
+        assert self.end(world)["watched_ms"] == watched
+
+    def test_a_superseded_player_says_where_it_is_for_as_long_as_it_may_go_on(self, world: World) -> None:
+        """Two tabs under one device id: the resume position is made of the heartbeats in the log."""
+        world.beat("tab1", "d1", content="film", position=100.0)
+        world.beat("tab2", "d1", content="show", position=0.0)
+        world.wait(5)
+        assert allowed(world.beat("tab1", "d1", content="film", position=105.0))
+        told = [event["data"]["position"] for event in world.events("a", "heartbeat") if event["session"] == "tab1"]
+        assert told == [100.0, 105.0]
+
 
 class TestSameDevice:
     def test_a_restart_supersedes_and_keeps_the_place_in_line(self, world: World) -> None:
@@ -920,6 +958,35 @@ class TestEvidence:
         world.wait(1)
         assert blocked(world.signal("d2", plan="evidence"))
         assert world.running() == {"s1"}
+
+    def test_a_box_that_zaps_back_begins_another_view_at_once(self, world: World) -> None:
+        """Nobody speaks for it: what it left, and fetches again after a silence, is watched again."""
+        for content in ("one", "two"):
+            for _ in range(3):
+                world.signal("box", content, limit=1)
+                world.wait(6)
+        world.signal("box", "one", limit=1)
+        begun = [(event["content"], event["view"]) for event in world.events("a", "view_start")]
+        assert begun == [("one", 1), ("two", 1), ("one", 2)]
+        assert [event["content"] for event in world.events("a", "view_end")] == ["one", "two"]
+
+    def test_a_box_that_only_looked_elsewhere_is_back_when_the_other_falls_silent(self, world: World) -> None:
+        for content, times in (("one", 3), ("two", 1), ("one", 4)):
+            for _ in range(times):
+                world.signal("box", content, limit=1)
+                world.wait(3)
+        begun = [(event["content"], event["view"], event["started_at"]) for event in world.events("a", "view_start")]
+        assert begun == [("one", 1, START), ("two", 1, START + 9_000), ("one", 2, START + 9_000)]
+
+    def test_two_boxes_under_one_id_are_no_zapping(self, world: World) -> None:
+        """Both fetch all the time: after a while the second needs a slot of its own."""
+        answers = []
+        for _ in range(30):
+            for content in ("one", "two"):
+                answers.append(world.signal("box", content, limit=1))
+                world.wait(3)
+        assert any(blocked(answer, "superseded") or blocked(answer) for answer in answers)
+        assert len(world.events("a", "view_start")) == 2
 
 
 class TestOutage:

@@ -27,13 +27,26 @@ local function moved_on(ask)
   return false
 end
 
+-- Nobody speaks for this device, and it fetches again what it had left: a zap back, if it had not fetched that for as long as a
+-- slot takes to yield, or fetches nothing else any more. Returns since when.
+local function zapped_back(r, at)
+  if r.origin ~= 's' or r.reason ~= 'superseded' then return nil end
+  if at - math.max(r.seen, r.signal_at) >= tune.stale * tune.interval then return at end
+  local heir = records[r.by]
+  if heir and heir.status == 'r' and heir.origin == 's' and heir.device == r.device and at - heir.seen >= tune.interval then
+    return heir.seen
+  end
+end
+
 -- By the session it names, else by (device, content), else without content by device. Returns the record or
 -- nil, and true if the evidence belongs to a view that its device has left or stopped.
 local function match(ask, linked)
   if linked and WEIGHT[linked.status] and (ask.content == '' or linked.content == ask.content or
       (linked.origin == 's' and linked.status ~= 't' and not running(ask.device, ask.content))) then
     if linked.status == 'e' and LEFT[linked.reason] and
-        (ask.at <= linked.ended or (linked.content == ask.content and now < linked.ended + tune.left)) then return linked, true end
+        (ask.at <= linked.ended or (linked.content == ask.content and now < linked.ended + tune.left and not zapped_back(linked, ask.at))) then
+      return linked, true
+    end
     return linked, false
   end
   local found
@@ -49,7 +62,7 @@ local function match(ask, linked)
         (ask.at <= r.left_at or now < r.left_at + tune.left) then return r, true end
   end
   if found and LEFT[found.reason] then
-    return found, ask.at <= found.ended or now < found.ended + tune.left
+    return found, ask.at <= found.ended or (now < found.ended + tune.left and not zapped_back(found, ask.at))
   end
   return found, false
 end

@@ -27,17 +27,24 @@ end
 
 -- Time watched grows by min(position moved, time passed x rate): seeks and pauses do not count. Without a
 -- position (live), by the time spent playing; and up to a seek, too, since its first word may tell where it leads.
+-- A heartbeat that was sent again arrives up to 4 s late and makes the next interval seem as much shorter: what moved
+-- further than time passed, but no more than that explains, was played. A player that starts anew without saying where has
+-- played on for some part of the first interval that brought nothing.
+local RETRIED = 5000
 local function advance(me, at, state, position, seq, run, rate, completed)
   local elapsed = math.max(0, at - me.seen)
   local moved = 0
   if state == 'k' and me.state == 'p' then
     moved = elapsed
+  elseif state == 's' and not position then
+    moved = me.state == 'p' and math.min(elapsed, me.interval) / 2 or 0
   elseif position then
     moved = position - (me.position or position)
   elseif me.state == 'p' then
     moved = elapsed
   end
-  if moved > 0 then me.watched = math.floor(me.watched + math.min(moved, elapsed * rate)) end
+  if moved > elapsed * rate + RETRIED then moved = elapsed * rate end
+  if moved > 0 then me.watched = math.floor(me.watched + moved) end
   if state ~= 'a' and position and position == me.position then
     if me.still == 0 then me.still = me.seen end
   else

@@ -131,6 +131,7 @@ local function admit(ask, me, verdict)
     emit('view_reopen', me, {reason = me.reason})
   elseif new or me.status == 'e' or known ~= ask.content then
     begin_view(me, ask.at)
+    if ask.since then me.started, me.watched = ask.since, ask.at - ask.since end
     if adopted then
       me.started, me.rank, me.watched = adopted.started, adopted.rank, adopted.watched
       emit('session_linked', me, {from = adopted.session})
