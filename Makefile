@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test lint bench chaos clean
+.PHONY: setup run test lint bench load capacity truth chaos clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,15 @@ test: setup lint
 bench: setup
 	scripts/install-test-tools
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+load: setup
+	$(BIN)/python -m loadtest.load $(ARGS)
+
+capacity: setup
+	$(BIN)/python -m loadtest.capacity $(ARGS)
+
+truth: setup
+	$(BIN)/python -m loadtest.truth --json .pulsegate/truth/truth.json --html .pulsegate/truth/truth.html $(ARGS)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)

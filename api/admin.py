@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Any
 
 from starlette.requests import Request
@@ -53,7 +52,7 @@ class Admin:
     async def blocks(self, request: Request) -> Response:
         verified(self._services, request).require("read")
         query = request.query_params
-        now = int(time.time() * 1000)
+        now = self._services.clock.ms()
         end = whole(request.query_params, "to", now + 1, 0, AT_MAX)
         start = whole(request.query_params, "from", max(0, end - 86_400_000), 0, AT_MAX)
         if not start < end <= start + RANGE_MS:

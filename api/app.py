@@ -29,6 +29,7 @@ from api.streams import Streams
 from engine import lag, layout
 from engine.ask import Asks
 from engine.bad import BadEvents
+from engine.clock import Clock, VirtualClock
 from engine.decisions import Decisions
 from engine.errors import NotFound, PulsegateError
 from engine.keys import Keys
@@ -132,7 +133,8 @@ class App:
         keys, outage = Keys(settings.prefix, settings.partitions), Outage()
         places = Places.of(settings)
         client: Any = await connect(settings.redis_url, socket_timeout=_CLIENT_S, socket_connect_timeout=_CLIENT_S)
-        await layout.ensure(client, keys)
+        clock = VirtualClock() if settings.virtual_clock else Clock()
+        await layout.ensure(client, keys, clock.virtual)
         log_client = _log_client(settings, client)
         router = Router(
             settings.redis_url, client, Marks(log_client, keys),
@@ -147,16 +149,19 @@ class App:
         spilled = Spool(root and root / "events", settings.spool_max_bytes, metrics.spilled)
         spool.open()
         spilled.open()
-        decisions = Decisions(router, keys, settings, plans, metrics, outage, spool)
+        decisions = Decisions(router, keys, settings, plans, metrics, outage, spool, clock.now)
         spill = Spill(client, router, keys, spilled, decisions.restore)
         revocations = Revocations(client, keys, tokens)
-        announcer = Announcer(router, keys, settings, outage)
-        await announcer.announce()
+        announcer = Announcer(router, keys, settings, outage, now=clock.now, monotonic=clock.monotonic)
+        if isinstance(clock, VirtualClock) and not await _set_as_it_was(clock, client, keys):
+            await router.settle()
+        else:
+            await announcer.announce()
         bad = BadEvents(log_client, keys, settings.bad_max, metrics)
         asks = Asks(settings.log_redis_url or (settings.redis_url if log_client is not None else ""), keys)
         published = Published(log_client, keys)
         streams = Streams(settings, published, metrics)
-        visitors = Visitors(router, keys, settings, places)
+        visitors = Visitors(router, keys, settings, places, clock=clock.monotonic, now=clock.now)
         asker = Asker(settings)
         services = Services(
             settings,
@@ -177,6 +182,8 @@ class App:
             streams,
             visitors,
             asker,
+            announcer,
+            clock,
         )
         routes = Routes(services)
         app.router.routes.extend(routes.all())
@@ -195,7 +202,9 @@ class App:
             visitors.forget()
 
         backlog = Backlog(client, keys, settings, metrics, outage)
-        fast = asyncio.create_task(every(1.0, announcer.announce, flush))
+        # A virtual clock announces when it moves (api/clock.py).
+        chores = (flush,) if clock.virtual else (announcer.announce, flush)
+        fast = asyncio.create_task(every(1.0, *chores))
         # Apart from the announcements, which must not wait for a long spool: a process that is silent has vanished.
         back = asyncio.create_task(every(1.0, replay, spill.give_back))
 
@@ -217,6 +226,7 @@ class App:
             for task in (fast, back, slow, lists, upkeep):
                 await cancel(task)
             await _sign_off(announcer)
+            await routes.close()
             await asker.close()
             await visitors.close()
             await decisions.close()
@@ -244,6 +254,13 @@ def _settle_garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+async def _set_as_it_was(clock: VirtualClock, client: Any, keys: Keys) -> bool:
+    """Goes on from where the clock stood when it last announced; whether there was such a time."""
+    last = await client.hget(keys.outage, "last")
+    clock.set(int(last or 0))
+    return bool(last)
 
 
 async def _sign_off(announcer: Announcer) -> None:

@@ -36,7 +36,7 @@ class Behaviour:
         """Raises Unauthorized, Forbidden, BadRequest."""
         verified(self._services, request).require("read")
         query = request.query_params
-        start, end = span(query, DAY_MS)
+        start, end = span(query, DAY_MS, self._services.clock.ms())
         where = []
         for name in FILTERS:
             value = identifier(name, query.get(name), required=content and name == "content")

@@ -39,7 +39,8 @@ class Contents:
 
     @cached_property
     def _audiences(self) -> Audiences:
-        return Audiences(self._services.client, self._services.log, self._services.keys)
+        services, clock = self._services, self._services.clock
+        return Audiences(services.client, services.log, services.keys, clock.seconds, clock.monotonic)
 
     async def say(self, request: Request) -> Response:
         verified(self._services, request).require("admin")

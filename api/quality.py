@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +47,7 @@ class Quality:
 
     async def metrics(self, request: Request) -> Response:
         query = self._allowed(request)
-        start, end = span(query, HOUR_MS)
+        start, end = span(query, HOUR_MS, self._services.clock.ms())
         asked = Asked(
             metrics_of(query.get("metrics", "")), start, end, by_of(query.get("by", "")), where_of(query.get("where", "")),
             interval_of(query.get("interval", ""), start, end), whole(query, "limit", ROWS_MAX, 1, ROWS_MAX),
@@ -57,7 +56,7 @@ class Quality:
 
     async def worst(self, request: Request) -> Response:
         query = self._allowed(request)
-        start, end = span(query, HOUR_MS)
+        start, end = span(query, HOUR_MS, self._services.clock.ms())
         metric = query.get("metric", "")
         rankable = [name for name, known in METRICS.items() if known.bad]
         if metric not in rankable:
@@ -70,7 +69,7 @@ class Quality:
 
     async def players(self, request: Request) -> Response:
         query = self._allowed(request)
-        start, end = span(query, HOUR_MS)
+        start, end = span(query, HOUR_MS, self._services.clock.ms())
         limit = whole(query, "limit", LIMIT_PLAYERS, 1, ROWS_MAX)
         return await self.answer(request, "players", {"start": start, "end": end, "limit": limit}, start, end)
 
@@ -78,7 +77,7 @@ class Quality:
         query = self._allowed(request)
         session = identifier("session", request.path_params["session"])
         account = identifier("account", query.get("account"))
-        start, end = span(query, DAY_MS)
+        start, end = span(query, DAY_MS, self._services.clock.ms())
         partition = partition_of(account, self._services.settings.partitions)
         args = {"partition": partition, "account": account, "session": session, "start": start, "end": end}
         return await self.answer(request, "timeline", args, start, end, ("facts", EVENTS, HEARTBEATS))
@@ -105,9 +104,9 @@ class Quality:
         return Response(body, headers={"cache-control": "no-store"}, media_type="application/json")
 
 
-def span(query: QueryParams, default_ms: int) -> tuple[int, int]:
+def span(query: QueryParams, default_ms: int, now_ms: int) -> tuple[int, int]:
     """`from` and `to`, ms; to now unless given, and from so long before it. Raises BadRequest."""
-    end = whole(query, "to", int(time.time() * 1000) + 1, 0, AT_MAX)
+    end = whole(query, "to", now_ms + 1, 0, AT_MAX)
     start = whole(query, "from", max(0, end - default_ms), 0, AT_MAX)
     check_range(start, end)
     return start, end

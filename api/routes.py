@@ -15,6 +15,7 @@ from api.admin import Admin
 from api.alerts import Alerts
 from api.asking import identifier
 from api.behaviour import Behaviour
+from api.clock import Clocks
 from api.cmcd import Cmcd
 from api.contents import Contents
 from api.direct import Direct
@@ -31,6 +32,7 @@ from api.resume import Resume
 from api.services import Services
 from api.trending import List, Trending
 from api.views import Views
+from engine.clock import VirtualClock
 from engine.errors import BadRequest
 from engine.metrics import CONTENT_TYPE
 from engine.tokens import Claims
@@ -68,6 +70,9 @@ class Routes:
         self._admin, self._quality = Admin(services), Quality(services)
         self._behaviour, self._alerts = Behaviour(services, self._quality), Alerts(services)
         heartbeats = Heartbeats(services)
+        # In simulations only, and therefore no part of the API's description.
+        clock = services.clock if services.settings.virtual_clock else None
+        self._clocks = [Clocks(services, clock)] if isinstance(clock, VirtualClock) else []
         self.direct: list[Direct] = [heartbeats, List(services), Cmcd(services)]
         self.exchanges = Exchanges(heartbeats.begin, heartbeats, services.settings.body_max_bytes)
 
@@ -90,6 +95,7 @@ class Routes:
             *self._quality.routes(),
             *self._behaviour.routes(),
             *self._alerts.routes(),
+            *(route for clocks in self._clocks for route in clocks.routes()),
             Route("/v1/signals", self.signals, methods=["POST"]),
             Route("/v1/edge/authorize", self._edge.authorize, methods=["GET", "POST"]),
             Route("/v1/edge/authorize/{original:any}", self._edge.authorize, methods=EDGE_METHODS),
@@ -99,6 +105,10 @@ class Routes:
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
         ]
+
+    async def close(self) -> None:
+        for clocks in self._clocks:
+            await clocks.close()
 
     async def _body(self, request: Request) -> bytes:
         length = request.headers.get("content-length")

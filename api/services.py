@@ -11,11 +11,12 @@ from api.http import Cors
 from api.streams import Streams
 from engine.ask import Asks
 from engine.bad import BadEvents
+from engine.clock import Clock
 from engine.decisions import Decisions
 from engine.errors import Forbidden, Unauthorized, Unavailable
 from engine.keys import Keys
 from engine.metrics import Metrics
-from engine.outages import Outage
+from engine.outages import Announcer, Outage
 from engine.plans import PlanFile
 from engine.published import Published
 from engine.quality.ask import Asker
@@ -47,6 +48,8 @@ class Services:
     streams: Streams
     visitors: Visitors
     asker: Asker
+    announcer: Announcer
+    clock: Clock
 
     def player(self, token: str) -> Claims:
         """The claims of a player's token. Raises Unauthorized, or Forbidden for a service token."""

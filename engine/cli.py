@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] and words[0] in _WORKERS:
         return _by_workers(words)
+    if words[:1] == ["simulate"]:
+        return _simulate(words[1:])
     args = _parser().parse_args(words)
     try:
         return int(args.do(args) or 0)
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     badcli.add(commands)
     for name, does in _WORKERS.items():
         commands.add_parser(name, help=does)
+    commands.add_parser("simulate", help="a seeded population with known truth against a running engine")
     return parser
 
 
@@ -97,6 +100,23 @@ def _by_workers(words: list[str]) -> int:
     """Runs a command that needs sinks or projections, which the engine must not know: in a process of the workers."""
     try:
         return subprocess.call([sys.executable, "-m", "workers", *words])
+    except KeyboardInterrupt:
+        return 130
+
+
+def _simulate(words: list[str]) -> int:
+    """Runs the simulator, which speaks HTTP only, in a process of its own; its tokens are signed with our secret."""
+    parser = argparse.ArgumentParser(prog="pulsegate simulate", add_help=False, allow_abbrev=False)
+    parser.add_argument("--data", type=Path, default=Path(".pulsegate"))
+    args, rest = parser.parse_known_args(words)
+    env = dict(os.environ)
+    try:
+        if not env.get("PULSEGATE_SECRET") and not {"-h", "--help", "--write-plans"} & set(rest):
+            env["PULSEGATE_SECRET"] = _settings().jwt_secret or deployment.read_secret(args.data)
+        return subprocess.call([sys.executable, "-m", "loadtest.simulator", *rest], env=env)
+    except PulsegateError as error:
+        print(f"pulsegate simulate: {error.message}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

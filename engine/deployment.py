@@ -89,6 +89,8 @@ def workers(settings: Settings) -> int:
 
 def _workers(settings: Settings) -> list[Part]:
     parts = [Part(f"worker-{n}", ["-m", "workers", "worker"], settings) for n in range(settings.worker_processes)]
+    if settings.virtual_clock:
+        parts.append(Part("clock", ["-m", "workers", "clock"], settings))
     return parts + [
         Part(f"exporter-{n}", ["-m", "workers", "exporter"], settings) for n in range(settings.export_processes)
     ]

@@ -23,7 +23,7 @@ Everything an account owns carries its partition's hash tag, so one script write
 | pg:{api}:processes               | zset   | API process → last announcement (ms)                        | when it has vanished |       |
 | pg:{api}:outage                  | hash   | began, ended, last (ms)                                     | never, three fields  |       |
 | pg:{api}:revoked                 | zset   | revoked token id (`jti`) → when it may be forgotten (s)     | trimmed on write     |       |
-| pg:layout                        | hash   | partitions, schema: fixed when the deployment is created    | never                |       |
+| pg:layout                        | hash   | partitions, schema, in a simulation `clock`: fixed when the deployment is created | never |   |
 
 The log Redis, which is never a cluster, holds:
 
@@ -56,6 +56,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{alerts}:states, :told, :sent | hash, stream, string | alerts: engine/alerts/store.py says what  | 10,000 told are kept | 200 a rule and group |
 | pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
 | pg:{work}:groups                 | string | into how many groups those at work divide the partitions    | 10 s after the last of them | |
+| pg:{clock}:asked, :answered      | list   | simulations only: what is due by the virtual clock, and that it was done (api/clock.py) | by the next | |
 
 A lease holds a slot under every rule its record names. An account that has a record always has a deadline, so neither
 can be forgotten and neither needs an expiry.
@@ -260,6 +261,14 @@ class Keys:
     @property
     def groups(self) -> str:
         return f"{self.prefix}:{{work}}:groups"
+
+    @property
+    def clock_asked(self) -> str:
+        return f"{self.prefix}:{{clock}}:asked"
+
+    @property
+    def clock_answered(self) -> str:
+        return f"{self.prefix}:{{clock}}:answered"
 
     def owner(self, job: str, group: int) -> str:
         return f"{self.prefix}:{{work}}:owner:{job}:{group}"

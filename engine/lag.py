@@ -7,7 +7,7 @@ the oldest event that it has not. Names come from the entry points, so whatever 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -90,6 +90,29 @@ async def look(log: Redis, keys: Keys, groups: int) -> Flow:
     trending_s = sum(map(int, took)) / 1000 if None not in took else None
     counts = {topic: int(mirrored.get(topic.encode(), 0)) for topic in TOPICS}
     return Flow(counts, {job: owners[job] for job in WORKS}, bad, trending_s, lags)
+
+
+async def settled(session: Any, log: Redis, keys: Keys, wanted: Sequence[str]) -> bool:
+    """Whether all that the outboxes hold now is in the log, and each of these consumers and sinks has it. Raises redis-py's
+    errors. `session` is a client of the session Redis, single node or cluster."""
+    every = range(keys.partitions)
+    async with session.pipeline(transaction=False) as pipe:
+        for partition in every:
+            pipe.xrevrange(keys.outbox(partition), count=1)
+            pipe.llen(keys.spill(partition))
+        found = await pipe.execute()
+    jobs = names()
+    generations: Any = await log.hgetall(keys.generations)
+    async with log.pipeline(transaction=False) as pipe:
+        pipe.hgetall(keys.mirrored)
+        for name in wanted:
+            live = int(generations.get(name.encode(), 1)) if jobs[name].startswith("consume-") else 0
+            pipe.hgetall(keys.cursor(name, live))
+        mirrored, *cursors = await pipe.execute()
+    tails = {b"%d" % p: found[2 * p][0][0] for p in every if found[2 * p]}
+    if any(found[2 * p + 1] for p in every) or _behind(tails, mirrored):
+        return False
+    return not any(_behind(mirrored, cursor) for cursor in cursors)
 
 
 def _behind(mirrored: Mapping[bytes, bytes], cursor: Mapping[bytes, bytes]) -> dict[int, str]:

@@ -259,6 +259,11 @@ class Settings:
     webhook_body_max: int = _f(500_000, "bytes of one request; a larger event becomes a dead letter", low=1024)
     webhook_timeout_s: float = _f(5.0, "seconds the receiver has to answer", low=0.1, high=60)
 
+    # simulations (docs/simulation.md)
+    virtual_clock: bool = _f(
+        False, "time stands still until POST /v1/clock moves it; for simulations only, never in production"
+    )
+
     @classmethod
     def from_env(cls, env: Mapping[str, str], **overrides: Any) -> Settings:
         """Builds from the environment; `overrides` (from the command line) win. Unknown PULSEGATE_* names are refused."""
@@ -313,6 +318,11 @@ class Settings:
         if not self.trending_leave < self.trending_enter:
             raise ConfigError(
                 "PULSEGATE_TRENDING_LEAVE must be below PULSEGATE_TRENDING_ENTER", field="PULSEGATE_TRENDING_LEAVE"
+            )
+        if self.virtual_clock and self.processes > 1:
+            raise ConfigError(
+                "PULSEGATE_VIRTUAL_CLOCK needs PULSEGATE_PROCESSES to be 1: one process moves the clock",
+                field="PULSEGATE_VIRTUAL_CLOCK",
             )
         if not self.outbox_high <= self.outbox_max:
             raise ConfigError(

@@ -17,11 +17,12 @@ import httptools
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`status` 0: there was none; `body` then says why."""
+    """`status` 0: there was none; `body` then says why. `said`: headers `X-Pulsegate-…`, named by the rest in lower case."""
 
     status: int
     body: bytes
     retry_after_s: float = 0.0
+    said: dict[str, str] | None = None
 
 
 class Pool:
@@ -128,6 +129,7 @@ class Pool:
             self._timer = self._loop.call_later(self._timeout / 8, self._look)
 
 
+_OURS = b"x-pulsegate-"
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -141,6 +143,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._retry_after = 0.0
+        self._said: dict[str, str] | None = None
         self.waiting: asyncio.Future[Answer] | None = None
         self.since = 0.0
 
@@ -177,11 +180,13 @@ class _Connection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        self._parts, self._retry_after = [], 0.0
+        self._parts, self._retry_after, self._said = [], 0.0, None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"retry-after" and value.isdigit():
             self._retry_after = float(value)
+        elif name[: len(_OURS)].lower() == _OURS:
+            self._said = (self._said or {}) | {name[len(_OURS) :].decode().lower(): value.decode("latin-1")}
 
     def on_body(self, body: bytes) -> None:
         self._parts.append(body)
@@ -192,7 +197,7 @@ class _Connection(asyncio.Protocol):
             return
         waiting, self.waiting = self.waiting, None
         if waiting is not None and not waiting.done():
-            waiting.set_result(Answer(status, b"".join(self._parts), self._retry_after))
+            waiting.set_result(Answer(status, b"".join(self._parts), self._retry_after, self._said))
         if not self._parser.should_keep_alive():
             self.fail("closed by the server")
         else:

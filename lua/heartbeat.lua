@@ -125,9 +125,20 @@ local function finish(reason)
   return {0, 0, seq, 0, ''}
 end
 
+-- Everything let through is in the log, also where it changes no view.
+local function note()
+  if me and me.status == 'e' then
+    me.seq, me.run = seq, run
+    save(me)
+  end
+  append_events(me or ask)
+  settle()
+  return {0, 0, seq, 0, ''}
+end
+
 if state == 'e' or state == 'f' then
   if me and me.status == 'r' then return finish(state == 'e' and 'stopped' or 'error') end
-  return {0, 0, seq, 0, ''}
+  return note()
 end
 
 -- Spooled or late evidence is history: it neither creates nor extends a lease that would be over by now.
@@ -142,20 +153,16 @@ if verdict and verdict.allow then
   local heir = verdict.heir
   heir.debt, heir.debt_at = debt_of(heir.device) + tune.refill, now
   save(heir)
-  -- Its view is over, but what it says of where it is counts.
-  me.seq, me.run = seq, run
-  save(me)
-  append_events(me)
-  settle()
-  return {0, verdict.expires, me.seq, 0, ''}
+  note() -- its view is over, but what it says of where it is counts
+  return {0, verdict.expires, seq, 0, ''}
 end
 -- The pause has ended its view, or is about to: a player that is paused still changes nothing. Nor does one whose view
 -- ended because its position did not move, until it does.
 local paused = state == 'a' and not moving(ask, me, position)
 if same and paused and (me.reason == 'paused_timeout' or (me.status == 'r' and me.paused > 0 and not alive(me))) then
-  return {0, 0, me.seq, 0, ''}
+  return note()
 end
-if same and me.reason == 'no_progress' and position == me.position then return {0, 0, me.seq, 0, ''} end
+if same and me.reason == 'no_progress' and position == me.position then return note() end
 if same and me.status == 'r' and stuck(me, ask.at, state, position) then return finish('no_progress') end
 ask = candidate(ask, me)
 verdict = verdict or judge(ask)
@@ -165,6 +172,7 @@ if not verdict.allow then
   return refuse(records[session], verdict, 0)
 end
 
+ask.paused_since = same and paused and me.paused or 0
 me = admit(ask, me, verdict)
 me.interval, me.beaten, me.ttl = tonumber(ARGV[9]) or tune.interval, 1, ttl
 pause(me, paused, position, ask.at)

@@ -137,6 +137,8 @@ class Ask:
     supersedes: Session | None = None
     heir_of: Session | None = None
     replaces: tuple[str, ...] = ()
+    paused_since: int | None = None
+    """Whatever ended its view, a pause that goes on is the same pause."""
     since: int | None = None
     """When its device came back to what it had left."""
 
@@ -194,18 +196,17 @@ class Account:
                 me.completed |= completes and me.content == content  # reading: a last word about something else
                 me.seq, me.seen, me.said_paused, me.position = seq, self.now, False, position
                 self._end(me, "stopped" if state == "ended" else "error")
-            return Answer(last_seq=seq)
+            return self._noted(me, seq)
         paused = state == "paused" and not self._advances(me, content, position)
         verdict = self._sticky(me) or self._on_its_device(ask, me)
         if verdict and verdict.allowed:
-            assert me
-            me.seq = seq
+            self._noted(me, seq)
             return replace(verdict, last_seq=seq)
         if paused and me and me.content == content and self._paused_out(me):
-            return Answer(last_seq=_seq(me))
+            return self._noted(me, seq)
         if me and me.content == content and position is not None and position == me.position:
             if me.reason == "no_progress":
-                return Answer(last_seq=_seq(me))
+                return self._noted(me, seq)
             if me.phase is Phase.RUNNING and state != "paused" and self._stuck(me):
                 me.seq, me.seen, me.completed = seq, self.now, me.completed or completes
                 self._end(me, "no_progress")
@@ -215,6 +216,7 @@ class Account:
         if not verdict.allowed:
             self._note(ask, me, verdict)
             return self._refusal(me, verdict)
+        ask.paused_since = me.paused_at if paused and me and me.content == content else None
         me = self._admit(ask, me, verdict)
         if state == "paused" or position is None or position != me.position:
             me.still_since = None
@@ -536,7 +538,7 @@ class Account:
             self._log("view_end", me, "content_changed")
             me.left, me.left_at = content, self.now
         if was is not Phase.RUNNING:
-            me.paused_at, me.said_paused = None, False
+            me.paused_at, me.said_paused = ask.paused_since, False
         me.device, me.content, me.kind, me.rules = ask.device, ask.content, ask.kind, _names(ask.rules)
         timely = not adopted and was is Phase.ENDED and me.reason in REOPENS and self.now < me.ended_at + REOPEN
         if timely and content == ask.content:
@@ -562,6 +564,12 @@ class Account:
         if me.phase is Phase.ENDED:
             return me.reason == "paused_timeout"
         return me.phase is Phase.RUNNING and me.paused_at is not None and not self._alive(me)
+
+    def _noted(self, me: Session | None, seq: int) -> Answer:
+        """It changes no view."""
+        if me and me.phase is Phase.ENDED:
+            me.seq = seq
+        return Answer(last_seq=seq)
 
     def _stuck(self, me: Session) -> bool:
         """Whether a beat without movement, now, is one too many."""

@@ -192,7 +192,7 @@ class Deployment:
         """Runs the service's own health check."""
         _, program, *arguments = SERVICES[name]["healthcheck"]["test"]
         assert program == "python"
-        command = [sys.executable, *(argument.replace(":8080/", f":{self.port}/") for argument in arguments)]
+        command = [sys.executable, *arguments]
         done = subprocess.run(
             command, env=clean_env() | self.env(name), cwd=ROOT, capture_output=True,
             timeout=seconds(SERVICES[name]["healthcheck"]["timeout"]),
@@ -305,4 +305,4 @@ def test_wrong_use() -> None:
     for arguments in ((), ("health",), ("health", "api"), ("nothing",)):
         command = [sys.executable, "-m", "workers", *arguments]
         done = subprocess.run(command, env=clean_env(), cwd=ROOT, capture_output=True, text=True, timeout=30)
-        assert (done.returncode, done.stderr) == (2, "usage: python -m workers [health] worker|exporter|scheduler\n")
+        assert (done.returncode, done.stderr) == (2, "usage: python -m workers [health] worker|exporter|scheduler|clock\n")

@@ -31,10 +31,9 @@ def run(request: pytest.FixtureRequest, single: Server, prefix: str) -> Iterator
 class Night:
     """Contents with as many viewers as are said, one account each, and the ticks that go by."""
 
-    def __init__(self, run: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, run: Runtime) -> None:
         self.run, self.now = run, NOW
         self.lists = Lists(run)
-        monkeypatch.setattr("workers.trending.time.time", lambda: self.now / 1000)
 
     def watched(self, **contents: int) -> None:
         self.say({f"live\t{content}\t": count for content, count in contents.items()})
@@ -65,8 +64,8 @@ class Night:
 
 
 @pytest.fixture
-def night(run: Runtime, monkeypatch: pytest.MonkeyPatch) -> Night:
-    return Night(run, monkeypatch)
+def night(run: Runtime) -> Night:
+    return Night(run)
 
 
 def test_a_surge_is_listed_with_its_parts_and_what_is_steady_is_not(night: Night) -> None:

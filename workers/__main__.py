@@ -1,4 +1,4 @@
-"""The workers' composition root: `python -m workers worker|exporter|scheduler`, which is what `pulsegate worker` starts, and
+"""The workers' composition root: `python -m workers worker|exporter|scheduler|clock`, which is what `pulsegate worker` starts, and
 `python -m workers health worker|scheduler`, which says whether they do their work.
 """
 
@@ -9,6 +9,7 @@ import os
 import sys
 
 from engine import lifeline
+from engine.errors import PulsegateError
 from engine.log import configure
 from engine.settings import Settings
 from engine.stopping import Stop
@@ -18,6 +19,7 @@ from workers.health import ROLES, health
 from workers.runtime import runtime
 from workers.scheduler import schedule
 from workers.tenure import TenureWorker
+from workers.virtual import follow
 
 
 def worker() -> None:
@@ -39,6 +41,11 @@ def scheduler() -> None:
     schedule(run, Stop.on_signals())
 
 
+def clock() -> None:
+    """What a simulation has in place of two tenures, until SIGTERM or SIGINT."""
+    follow(runtime(Settings.from_env(os.environ)), Stop.on_signals())
+
+
 def main(arguments: list[str]) -> int:
     """The exit status: 0 done, 1 not healthy, 2 wrong use."""
     match arguments:
@@ -48,6 +55,8 @@ def main(arguments: list[str]) -> int:
             exporter()
         case ["scheduler"]:
             scheduler()
+        case ["clock"]:
+            clock()
         case ["health", role] if role in ROLES:
             return health(role)
         case ["replay" | "status" | "drain" | "verify" | "new-consumer", *_]:
@@ -55,7 +64,7 @@ def main(arguments: list[str]) -> int:
         case ["dead", *rest]:
             return dead(rest)
         case _:
-            print("usage: python -m workers [health] worker|exporter|scheduler", file=sys.stderr)
+            print("usage: python -m workers [health] worker|exporter|scheduler|clock", file=sys.stderr)
             return 2
     return 0
 
@@ -63,4 +72,8 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     lifeline.hold()
     configure(os.environ.get("PULSEGATE_LOG_LEVEL", "info"))
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except PulsegateError as error:
+        print(f"workers: {error.message}", file=sys.stderr)
+        sys.exit(1)

@@ -38,7 +38,8 @@ def jobs(settings: Settings) -> list[str]:
     consume = [f"consume-{name}" for name in consumer.names()]
     export = [f"export-{name}" for name in sinks.configured(settings)]
     alerts = ["alerts"] if settings.alerts_file and settings.lake_dir else []
-    return ["sweep", "mirror", "maintain", "trending", *alerts, *consume, *export]
+    by_clock = [] if settings.virtual_clock else ["sweep", "trending"]  # else workers/virtual.py does them
+    return [*by_clock, "mirror", "maintain", *alerts, *consume, *export]
 
 
 def work(run: Runtime, job: str, group: int, ownership: Ownership) -> Work:

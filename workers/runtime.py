@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from rq import Queue
 
+from engine import layout
 from engine.clients import Clients
 from engine.settings import Settings
 
@@ -37,5 +38,9 @@ class Runtime(Clients):
 
 @lru_cache(maxsize=4)
 def runtime(settings: Settings) -> Runtime:
-    """The runtime for these settings. Raises ConfigError if there is no log Redis that RQ can use."""
-    return Runtime.of(settings)
+    """The runtime for these settings. Raises ConfigError if there is no log Redis that RQ can use, LayoutMismatch if the
+    deployment's clock is of the other kind; one that no API process has created yet has none."""
+    run = Runtime.of(settings)
+    if run.session.exists(run.keys.layout):
+        layout.check_clock(run.keys, run.session.hget(run.keys.layout, layout.CLOCK), settings.virtual_clock)
+    return run

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import orjson
@@ -55,16 +55,25 @@ class Trending(Work):
         if left > 0:
             stopping.wait(min(left, wait_s))
             return 0
-        began = time.monotonic()
-        self._claim_at = began + CLAIM_S
-        changed = self._audience.claim()
-        claimed = time.monotonic()
-        self._claimed_ms += (claimed - began) * 1000
+        self._claim_at = time.monotonic() + CLAIM_S
+        changed = self.claim()
         if self._ticks % PUBLISH_EVERY == 0:
-            at = self._lists.publish()
-            self._report(at, (time.monotonic() - claimed) * 1000)
+            self.publish()
         self._ticks += 1
         return changed
+
+    def claim(self) -> int:
+        """One round of claims; how many entries changed. Raises LostOwnership and redis-py's errors."""
+        began = time.monotonic()
+        changed = self._audience.claim()
+        self._claimed_ms += (time.monotonic() - began) * 1000
+        return changed
+
+    def publish(self, now_ms: int = 0) -> None:
+        """Scores and publishes; see `Lists.publish`."""
+        began = time.monotonic()
+        at = self._lists.publish(now_ms)
+        self._report(at, (time.monotonic() - began) * 1000)
 
     def _report(self, at: int, publication_ms: float) -> None:
         took: Any = {"at": at, "claims_ms": round(self._claimed_ms), "publication_ms": round(publication_ms)}
@@ -96,7 +105,7 @@ class Lists:
         self._unsaved = False  # a dump did not arrive: the next one has everything
 
     def publish(self, now_ms: int = 0) -> int:
-        """One tick; when it was, ms. Raises redis-py's errors. `now_ms` is the log Redis's clock outside tests."""
+        """One tick; when it was, ms. Raises redis-py's errors. `now_ms` is the log Redis's clock outside tests and simulations."""
         run, keys = self._run, self._keys
         seconds, micros = run.log.time()
         now = now_ms or int(seconds) * 1000 + int(micros) // 1000
@@ -144,12 +153,12 @@ class Lists:
         """The scope's lists: (kind, rank, provider) → document."""
         kind, provider = scope
         detector = self._detector(scope)
-        formula = detector.params.formula()
+        formula, distinct = detector.params.formula(), partial(self._distinct, now)
         # Before the first recount there may be views and no accounts.
-        found = {("trending", orjson.dumps(formula)): detector.observe(now, views, self._distinct, accounts or None)}
+        found = {("trending", orjson.dumps(formula)): detector.observe(now, views, distinct, accounts or None)}
         if kind == "vod":
             limit = LIST_MAX + len(self._hidden)
-            best = popular(detector, views, self._runtimes, limit=limit, distinct=self._distinct)
+            best = popular(detector, views, self._runtimes, limit=limit, distinct=distinct)
             found["popular", orjson.dumps(detector.params.popular_formula())] = best
         return {
             (kind, rank, provider): self._document(kind, rank, provider, now, orjson.Fragment(parts), items)
@@ -161,9 +170,9 @@ class Lists:
         said = {"kind": kind, "rank": rank, "provider": provider or None, "published_at": now, "formula": formula}
         return orjson.dumps(said | {"items": shown[:LIST_MAX]})
 
-    def _distinct(self, contents: list[str]) -> dict[str, int]:
+    def _distinct(self, now: int, contents: list[str]) -> dict[str, int]:
         """The accounts of each content in the last five minutes."""
-        now, run = int(time.time() * 1000), self._run
+        run = self._run
         buckets = [windows(self._keys, content, now)["5m"] for content in contents]
         if run.clustered:
             return dict(zip(contents, (int(run.session.pfcount(*keys)) for keys in buckets), strict=True))

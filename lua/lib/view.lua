@@ -139,7 +139,8 @@ local function admit(ask, me, verdict)
       emit('view_start', me, {origin = ask.player and 'p' or 's'})
     end
   end
-  if me.status ~= 'r' or new then me.paused, me.state = 0, 's' end
+  -- Whatever ended its view, a pause that goes on is the same pause.
+  if me.status ~= 'r' or new then me.paused, me.state = ask.paused_since or 0, 's' end
   me.status, me.reason, me.by, me.rule, me.blocked, me.ended = 'r', '', '', '', '', 0
   me.origin = (ask.player or me.origin == 'p') and 'p' or 's'
   me.admitted = admitted or now
