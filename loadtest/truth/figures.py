@@ -84,6 +84,7 @@ class Times:
     paused_silent: int = 60_000
     sweep: int = 750
     claim: int = 2_500
+    retry: int = 2_000
     reopen: int = 1_800_000
     tick: int = 250
     evidence: dict[str, int] = field(

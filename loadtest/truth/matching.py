@@ -92,14 +92,10 @@ class Sitting:
 
     def delayed(self) -> int:
         """How much later than it was said the server heard of changes whose position it was not told, ms."""
-        first: dict[int, int] = {}
-        for each in (*self.lost, *self.beats):
-            if each.call == "heartbeat" and each.seq is not None and each.sent_at:
-                first[each.seq] = min(each.sent_at, first.get(each.seq, each.sent_at))
         return sum(
-            max(0, two.at - first.get(two.seq or 0, two.at))
+            max(0, two.at - two.sent_at + two.attempt * TIMES.retry)
             for one, two in pairwise(self.evidence)
-            if two.state != one.state and two.position is None
+            if two.state != one.state and two.position is None and two.sent_at
         )
 
     def told(self) -> bool:
@@ -140,22 +136,18 @@ def sittings(truth: Truth, homes: dict[str, Home], records: list[Record]) -> tup
 
 
 def _same_to_the_engine(truth: Truth) -> dict[str, str]:
-    """Of devices that only fetch: session → the one it goes on with, where it fetched the same content again, and nothing else in
-    between, within the time in which a view is reopened."""
+    """Of devices that only fetch: session → the one it goes on with, where it fetched the same content again within the time in
+    which a view is reopened."""
     same: dict[str, str] = {}
     for views in truth.views.values():
-        latest: dict[str, View] = {}
+        latest: dict[tuple[str, str], View] = {}
         for view in views:
             if not view.session.startswith(BOX):
                 continue
-            before = latest.get(view.device)
-            if (
-                before is not None
-                and before.content == view.content
-                and view.started_at - before.ended_at < TIMES.reopen
-            ):
+            before = latest.get((view.device, view.content))
+            if before is not None and view.started_at - before.ended_at < TIMES.reopen:
                 same[view.session] = same.get(before.session, before.session)
-            latest[view.device] = view
+            latest[view.device, view.content] = view
     return same
 
 

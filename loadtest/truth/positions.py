@@ -68,7 +68,8 @@ def _title(key: tuple[str, str, str], mine: list[Sitting], answer: dict[str, Any
         found.count("never played, not judged")
         return
     where, rate = truth
-    if where < early(last.last.duration):
+    word = _last_word(last)
+    if min(where, where if word is None or word.position is None else word.position) < early(last.last.duration):
         found.count("went back to before the point, not judged")
         return
     error = (position - where) / rate if position is not None else -math.inf

@@ -39,7 +39,9 @@ def _waits(stream: Stream) -> list[tuple[Request, Request]]:
     """(last block, the allow after it), where the player had asked again as soon as an interval."""
     pairs = zip(stream.decided, stream.decided[1:], strict=False)
     return [
-        (a, b) for a, b in pairs if a.decision == "block" and allows(b) and b.at - a.at <= TIMES.interval + TIMES.tick
+        (a, b)
+        for a, b in pairs
+        if a.reason == "limit_reached" and allows(b) and b.at - a.at <= TIMES.interval + TIMES.tick
     ]
 
 

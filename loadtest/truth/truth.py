@@ -70,6 +70,7 @@ class Request(Struct, tag="request"):
     position: float | None = None
     evidence: str | None = None
     sent_at: int = 0
+    attempt: int = 0
     lost_answer: bool = False
     late: bool = False
     decision: str | None = None
