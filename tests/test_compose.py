@@ -305,4 +305,7 @@ def test_wrong_use() -> None:
     for arguments in ((), ("health",), ("health", "api"), ("nothing",)):
         command = [sys.executable, "-m", "workers", *arguments]
         done = subprocess.run(command, env=clean_env(), cwd=ROOT, capture_output=True, text=True, timeout=30)
-        assert (done.returncode, done.stderr) == (2, "usage: python -m workers [health] worker|exporter|scheduler|clock\n")
+        assert (done.returncode, done.stderr) == (
+            2,
+            "usage: python -m workers [health] worker|exporter|scheduler|clock\n",
+        )

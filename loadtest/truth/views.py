@@ -97,7 +97,10 @@ def _watched(sitting: Sitting, found: Finding) -> None:
         found.value("watched: removed or refused", error)
     elif sitting.backend and any(play.state == "paused" for play in sitting.plays):
         found.value("watched: paused where only fetching is seen", error)
-    elif not sitting.told() or max(before, 0) + after + sitting.broken() + sitting.delayed() > TIMES.interval + TIMES.tick:
+    elif (
+        not sitting.told()
+        or max(before, 0) + after + sitting.broken() + sitting.delayed() > TIMES.interval + TIMES.tick
+    ):
         found.value("watched: lost on the way", error)
     else:
         found.value(WATCHED, error)
