@@ -1,6 +1,7 @@
 """`make bench`: speed and size, each beside what it is compared to, measured in one run.
 
-    python -m loadtest.bench [--quick] [--json FILE] [--server COMMAND] [--libc] [http] [script] [growth] [audience] [flow] [fresh] [quality] [cmcd]
+    python -m loadtest.bench [--quick] [--json FILE] [--server COMMAND] [--libc] [--plots DIR] [--scale N]
+                             [side] [http] [script] [growth] [audience] [million] [flow] [fresh] [quality] [cmcd]
 
 Repetitions alternate between what is compared, so that a noisy neighbour hits both; figures are `median (min–max)`.
 It fails if an answer is wrong, never because it was slow. See docs/benchmarks.md.
@@ -15,13 +16,29 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from loadtest import bench_audience, bench_cmcd, bench_flow, bench_fresh, bench_http, bench_quality, bench_redis
+from loadtest import (
+    bench_audience,
+    bench_cmcd,
+    bench_flow,
+    bench_fresh,
+    bench_http,
+    bench_million,
+    bench_quality,
+    bench_redis,
+    bench_side,
+)
 from loadtest.bench_rig import MEMORY_ONLY, BenchError, jemalloc, pin_self, valkey, workplace
-from loadtest.bench_table import table
+from loadtest.bench_table import Row, Sheet, table
 
-PARTS = {
+PARTS: dict[str, tuple[str, Callable[..., tuple[Sequence[Row | Sheet], dict[str, object]]]]] = {
+    "side": (
+        "Side by side: heartbeats over HTTP, with their ceilings (median of the turns, min–max)",
+        bench_side.measure,
+    ),
     "http": ("Heartbeats over HTTP (ratios to bare ASGI on the same uvicorn)", bench_http.measure),
     "script": (
         "Redis time of a heartbeat, from INFO commandstats (ratios to an empty EVALSHA)",
@@ -29,6 +46,7 @@ PARTS = {
     ),
     "growth": ("Memory and growth, one session an account, outboxes emptied", bench_redis.growth),
     "audience": ("Audience and trending, a million sessions over 20,000 contents", bench_audience.measure),
+    "million": ("A million live sessions, and a quarter of them gone at once", bench_million.measure),
     "fresh": (
         "From acknowledged to readable, at 2,000 heartbeats/s (the whole deployment and the load on all cores)",
         bench_fresh.measure,
@@ -56,7 +74,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--libc", action="store_true", help="libc's allocator in the wheel's server, even where jemalloc is installed"
     )
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="side: also draw its plots (SVG) into this directory")
+    parser.add_argument(
+        "--scale",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"million: so many sessions (default: {bench_million.SESSIONS:,})",
+    )
     args = parser.parse_args(argv)
+    if args.scale and args.scale < bench_million.LEAST:
+        parser.error(f"argument --scale: at least {bench_million.LEAST:,}, not {args.scale:,}")
+    own: dict[str, dict[str, Any]] = {"side": {"plots_dir": args.plots}, "million": {"sessions": args.scale}}
     if unknown := set(args.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     server = shlex.split(args.server)
@@ -69,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         started = time.monotonic()
         try:
             with workplace(server, preload) as place:
-                rows, raw = measure(place, quick=args.quick)
+                rows, raw = measure(place, quick=args.quick, **own.get(name, {}))
         except BenchError as error:
             print(f"bench {name}: {error}", file=sys.stderr)
             return 1

@@ -30,12 +30,12 @@ def measure(place: Place, *, quick: bool) -> tuple[list[Row], dict[str, object]]
     with valkey(place, place.others, MEMORY_ONLY) as session, valkey(place, place.others, MEMORY_ONLY) as log:
         captured = capture(session, place, place.mine)
         session.know_outboxes(captured.outboxes())
-        contents = _zipf(sessions + 40 * CHANGES)
+        contents = zipf(sessions + 40 * CHANGES)
         replay = Replay(session, captured, content=contents.__getitem__)
         for start in range(0, sessions, 50_000):
             replay.beat(range(start, start + 50_000))
             session.empty_outboxes()
-        counts = _bytes(session, "pg:{p*}:audience", "pg:{p*}:deltas")
+        counts = bytes_of(session, "pg:{p*}:audience", "pg:{p*}:deltas")
         before = session.used_memory()
         _mark(session, contents[:sessions])
         distinct = session.used_memory() - before
@@ -55,7 +55,7 @@ def measure(place: Place, *, quick: bool) -> tuple[list[Row], dict[str, object]]
         total = sum(int(n) for n in log.client.hvals("pg:{trending}:totals"))
         if total != done:
             raise BenchError(f"{total} views in the totals, not {done}")
-        kept = _bytes(log, "pg:{trending}:*")
+        kept = bytes_of(log, "pg:{trending}:*")
         reads = _reads(place, session, log, quick)
     claims, publications = (Spread(tuple(float(job[name]) for job in jobs)) for name in ("claims_ms", "publication_ms"))
     spread = Spread(tuple(float(job["claims_ms"] + job["publication_ms"]) for job in jobs))
@@ -79,7 +79,7 @@ def measure(place: Place, *, quick: bool) -> tuple[list[Row], dict[str, object]]
     }
 
 
-def _zipf(count: int) -> list[int]:
+def zipf(count: int) -> list[int]:
     """What each session watches: the n-th most popular content has 1/n of the first one's viewers."""
     random_ = random.Random(1)
     weights = list(itertools.accumulate(1 / (n + 1) for n in range(CONTENTS)))
@@ -100,7 +100,7 @@ def _mark(session: Valkey, contents: list[int]) -> None:
         pipe.execute()
 
 
-def _bytes(server: Valkey, *patterns: str) -> int:
+def bytes_of(server: Valkey, *patterns: str) -> int:
     """Bytes of all keys of these names, every element looked at."""
     keys = [key for pattern in patterns for key in server.client.scan_iter(match=pattern, count=100_000)]
     total = 0

@@ -92,8 +92,8 @@ def deployed(place: Place, workers: int, seconds: float, waits_of: Waits) -> See
             "PULSEGATE_REDIS_URL": session.url, "PULSEGATE_JWT_SECRET": SECRET, "PULSEGATE_LOG_LEVEL": "warning",
             "PULSEGATE_WORKER_PROCESSES": str(workers),
         }  # fmt: skip
-        parts = [stack.enter_context(_part(name, place, env)) for name in ("worker", "scheduler")]
-        _wait_for_owners(log)
+        parts = [stack.enter_context(part(name, place, place.mine, env)) for name in ("worker", "scheduler")]
+        wait_for_owners(log)
         load = stack.enter_context(_load(served.port, WARM_UP_S + seconds))
         time.sleep(WARM_UP_S)
         api_before, before = served.process.cpu_s() or 0.0, sum(cpu_below(part.pid) for part in parts)
@@ -106,7 +106,7 @@ def deployed(place: Place, workers: int, seconds: float, waits_of: Waits) -> See
     return Seen(waits, said, api_used / seconds, used / seconds)
 
 
-def _wait_for_owners(log: Valkey) -> None:
+def wait_for_owners(log: Valkey) -> None:
     """Until each job was somebody's: starting workers take more CPU than working ones."""
     seen: set[bytes] = set()
     deadline = time.monotonic() + _LOST_S
@@ -118,8 +118,9 @@ def _wait_for_owners(log: Valkey) -> None:
 
 
 @contextmanager
-def _part(name: str, place: Place, env: dict[str, str]) -> Iterator[Process]:
-    process = Process([sys.executable, "-m", "engine.cli", name], place.directory, place.mine, env)
+def part(name: str, place: Place, core: int | None, env: dict[str, str]) -> Iterator[Process]:
+    """`pulsegate worker` or `scheduler`."""
+    process = Process([sys.executable, "-m", "engine.cli", name], place.directory, core, env)
     try:
         yield process
     finally:

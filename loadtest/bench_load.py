@@ -22,10 +22,10 @@ def token(account: str, secret: str = SECRET) -> str:
     return jwt.encode({"sub": account, "plan": "standard", "iat": now, "exp": now + 36_000}, secret, algorithm="HS256")
 
 
-def heartbeat_json(session: str, device: str, seq: int, position: float) -> bytes:
+def heartbeat_json(session: str, device: str, seq: int, position: float, content: str = "title-00001") -> bytes:
     """What a player sends: about 200 bytes."""
     beat = {
-        "session": session, "device": device, "content": "title-00001", "kind": "vod", "position": position, "state": "playing",
+        "session": session, "device": device, "content": content, "kind": "vod", "position": position, "state": "playing",
         "seq": seq, "quality": {"bitrate": 4_200_000},
     }  # fmt: skip
     return json.dumps(beat, separators=(",", ":")).encode()

@@ -55,7 +55,7 @@ def capture(server: Valkey, place: Place, core: int | None, device: str = DEVICE
     """Sends heartbeats through an API process while watching the server, which is left empty but for its scripts."""
     with (
         api(place, core, server.url, PULSEGATE_LIFETIME_MS=LIFETIME_MS) as served,
-        _Monitor(server.port) as monitor,
+        Monitor(server.port) as monitor,
     ):
         player = Player(served.port)
         tags: dict[int, bytes] = {}
@@ -83,14 +83,14 @@ def _tag(argv: Sequence[bytes]) -> bytes:
     return key[key.index(b"{") + 1 : key.index(b"}")]
 
 
-class _Monitor:
+class Monitor:
     """The server's MONITOR stream."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self._lines = self._socket.makefile("rb")
 
-    def __enter__(self) -> _Monitor:
+    def __enter__(self) -> Monitor:
         self._socket.sendall(b"MONITOR\r\n")
         self._lines.readline()
         return self
@@ -99,10 +99,10 @@ class _Monitor:
         self._lines.close()
         self._socket.close()
 
-    def call(self, account: bytes) -> list[bytes]:
-        """The next decision that a client asks for about the account."""
+    def call(self, *words: bytes) -> list[bytes]:
+        """The next script call by a client that names a partition's deadlines and these words (a decision: the account)."""
         while line := self._lines.readline():
-            if b'"EVALSHA"' in line and account in line and b":deadlines" in line and b" lua]" not in line:
+            if b'"EVALSHA"' in line and all(word in line for word in (*words, b":deadlines")) and b" lua]" not in line:
                 return [ast.literal_eval('b"' + part.decode("ascii") + '"') for part in _TOKENS.findall(line)]
         raise BenchError("the server closed the MONITOR stream")
 
@@ -132,12 +132,15 @@ class Replay:
         return self.send(self._packed(n, position) for n in sessions)
 
     def _packed(self, n: int, position: float) -> bytes:
+        values = self._values(n, position)
+        return self._templates[crc32(values[b"account"]) % len(self._templates)] % values
+
+    def _values(self, n: int, position: float) -> dict[bytes, bytes]:
         account, session, device = (ACCOUNT % n).encode(), SESSION % n, self._device % n
-        values = {
+        return {
             b"account": account, b"session": session.encode(), b"device": device.encode(), b"seq": b"%04d" % self._seq,
             b"ms": b"%d" % (position * 1000), b"s": b"%.1f" % position, b"content": (CONTENT % self._content(n)).encode(),
         }  # fmt: skip
-        return self._templates[crc32(account) % len(self._templates)] % values
 
     def send(self, commands: Iterator[bytes]) -> int:
         """Sends packed commands in batches and checks each reply."""

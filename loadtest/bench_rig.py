@@ -127,6 +127,13 @@ class Process:
             return None
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def waited_s(self) -> float:
+        """Seconds in which its main thread was ready to run and had no core; 0 where the kernel does not say."""
+        try:
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+        except OSError:
+            return 0.0
+
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._popen.send_signal(signal.SIGTERM)
@@ -137,18 +144,30 @@ class Process:
             self._popen.wait()
 
 
+def _stats() -> Iterator[tuple[int, list[str]]]:
+    """Every process's pid and the fields of its `/proc/<pid>/stat` from its state on; a parent comes before its children."""
+    for path in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda p: int(p.parent.name)):
+        with contextlib.suppress(OSError):
+            yield int(path.parent.name), path.read_text().rpartition(")")[2].split()
+
+
 def cpu_below(pid: int) -> float:
     """User and system CPU seconds so far of a process and all that it has started; 0 where there is no /proc."""
     total, parents = 0.0, {pid}
-    for path in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda p: int(p.parent.name)):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(path.parent.name) == pid or int(fields[1]) in parents:
-            parents.add(int(path.parent.name))
+    for number, fields in _stats():
+        if number == pid or int(fields[1]) in parents:
+            parents.add(number)
             total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
+
+
+def processes_below(pid: int) -> list[int]:
+    """The process, then all that it has started, and theirs; only itself where there is no /proc."""
+    found = [pid]
+    for number, fields in _stats():
+        if int(fields[1]) in found:
+            found.append(number)
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -20,13 +21,32 @@ class Row:
         return asdict(self)
 
 
-def table(title: str, rows: list[Row]) -> str:
-    """Columns: what, figure, unit, ratio, goal, met."""
+@dataclass(frozen=True)
+class Sheet:
+    """Things compared in more than one respect: a line for each, a column for each figure."""
+
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def table(title: str, rows: Sequence[Row | Sheet]) -> str:
+    """Sheets first. Columns of the rows: what, figure, unit, ratio, goal, met."""
+    texts = [_aligned([row.columns, *row.lines]) for row in rows if isinstance(row, Sheet)]
     cells = [("", "figure", "unit", "ratio", "goal", "met")]
     for row in rows:
-        cells.append(
-            (row.what, row.figure, row.unit, row.ratio, row.goal, {None: "", True: "yes", False: "NO"}[row.met])
-        )
-    widths = [max(len(line[i]) for line in cells) for i in range(6)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return "\n".join([title, *lines, ""])
+        if isinstance(row, Row):
+            met = {None: "", True: "yes", False: "NO"}[row.met]
+            cells.append((row.what, row.figure, row.unit, row.ratio, row.goal, met))
+    if len(cells) > 1:
+        texts.append(_aligned(cells))
+    return "\n".join([title, "\n\n".join(texts), ""])
+
+
+def _aligned(cells: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
