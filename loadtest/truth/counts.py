@@ -86,9 +86,8 @@ def _stream(home: Home, stream: Stream, found: dict[str, Bounds]) -> None:
         must[each.content].append((since, _must_end(home, stream, each, later, pause)))
     for content, spans in may.items():
         found[content].may += _union(spans)
-    machines = {play.machine for each in home.by_device[stream.device] for play in each.plays}
-    if len(machines) > 1:
-        return  # they say that they are one device: nobody can tell which of them must be there
+    if home.several(stream.device):
+        return  # nobody can tell which of its machines must be there
     for content, spans in must.items():
         found[content].must += _union(spans)
 

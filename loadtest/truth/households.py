@@ -186,6 +186,10 @@ class Home:
                 return True
         return False
 
+    def several(self, device: str) -> bool:
+        """Whether several machines say that they are this device."""
+        return len({play.machine for each in self.by_device[device] for play in each.plays}) > 1
+
     def rides(self, stream: Stream, request: Request) -> bool:
         """Whether it was answered on the slot of its device's newer session (docs/rules.md)."""
         newer = [

@@ -35,6 +35,8 @@ class Sitting:
     """Fresh answers about this content, and stops, in order."""
     lost: list[Request] = field(default_factory=list)
     """What never reached the server while it went on."""
+    shared: bool = False
+    """Several machines say that they are its device: they take each other's place to and fro."""
     guest: bool = False
     """It only went on for a while after its device had begun another session, and zapped meanwhile: there is no view of that."""
     moved_on_at: int | None = None
@@ -128,6 +130,7 @@ def sittings(truth: Truth, homes: dict[str, Home], records: list[Record]) -> tup
                 home = homes[account]
                 for stream in (home.streams.get(name) for name in {view.session for view in sitting.views}):
                     _fill(sitting, stream)
+                    sitting.shared = stream is not None and home.several(stream.device)
                     if stream is not None and sitting.evidence:
                         sitting.guest = all(home.rides(stream, each) for each in sitting.evidence)
             made += together

@@ -11,7 +11,7 @@ from loadtest.truth.matching import Record, Sitting
 
 END, WATCHED = "view-end error", "watched_ms error"
 END_MS, WATCHED_MS = 5_000, 10_000
-REMOVED = frozenset(["evicted", "takeover", "displaced", "superseded"])
+REMOVED = frozenset(["evicted", "takeover", "displaced", "superseded", "paused_timeout"])
 
 
 def views(sittings: list[Sitting], strays: list[Record]) -> Finding:
@@ -21,6 +21,9 @@ def views(sittings: list[Sitting], strays: list[Record]) -> Finding:
         found.count("sittings")
         if sitting.guest:
             found.count("only on the slot of a newer session, not judged")
+            continue
+        if sitting.shared:
+            found.count("several machines under one device id, not judged")
             continue
         if not sitting.records:
             if sitting.evidence and not sitting.blocked():
