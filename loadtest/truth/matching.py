@@ -93,12 +93,19 @@ class Sitting:
         return total
 
     def delayed(self) -> int:
-        """How much later than it was said the server heard of changes whose position it was not told, ms."""
-        return sum(
-            max(0, two.at - two.sent_at + two.attempt * TIMES.retry)
-            for one, two in pairwise(self.evidence)
-            if two.state != one.state and two.position is None and two.sent_at
-        )
+        """How much later than it was said the server heard of changes whose position it was not told, or of the place from which
+        somebody sought, ms."""
+
+        def delay(each: Request) -> int:
+            return max(0, each.at - each.sent_at + each.attempt * TIMES.retry) if each.sent_at else 0
+
+        total = 0
+        for one, two in pairwise(self.evidence):
+            if two.state == "seeking":
+                total += delay(one)
+            elif two.state != one.state and two.position is None:
+                total += delay(two)
+        return total
 
     def told(self) -> bool:
         """Whether the last word that was due reached the server, and in time: where it did not, nobody could know."""
