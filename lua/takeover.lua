@@ -31,13 +31,9 @@ local ask = {session = ARGV[4], ident = ARGV[5], policy = parse_policy(ARGV[9]),
 read_ident(ask)
 candidate(ask, me)
 
+-- Nobody is stopped if the slot is free; 'oldest' is the longest held lease that frees every full rule. Only so many may be
+-- stopped in a while.
 local used = tonumber(redis.call('GET', KEYS[5])) or 0
-if used >= tune.takeovers then
-  local wait = redis.call('PTTL', KEYS[5])
-  return refuse(me, {reason = 'takeover_limited', rule = '', retry_at = now + math.max(wait, 0), conflicts = {}}, 0)
-end
-
--- Nobody is stopped if the slot is free; 'oldest' is the longest held lease that frees every full rule.
 local verdict
 local choices = {}
 for _, r in pairs(records) do
@@ -47,6 +43,10 @@ table.sort(choices, by_time('admitted'))
 ask.victim = ''
 verdict = judge(ask)
 if not verdict.allow then
+  if used >= tune.takeovers then
+    local wait = redis.call('PTTL', KEYS[5])
+    return refuse(me, {reason = 'takeover_limited', rule = '', retry_at = now + math.max(wait, 0), conflicts = {}}, 0)
+  end
   if #choices == 0 and ARGV[6] ~= 'oldest' then return {2, 0, -1, 0, ''} end
   for _, r in ipairs(choices) do
     ask.victim = r.session
@@ -61,7 +61,9 @@ me.interval, me.beaten, me.rank, me.seen = tonumber(ARGV[7]), 1, 4, now
 me.ttl = me.paused > 0 and math.max(0, me.paused + tune.paused_end - now) or tonumber(ARGV[8])
 hold(me)
 settle()
-if used == 0 then redis.call('SET', KEYS[5], 1, 'PX', tune.takeover_window) else redis.call('INCR', KEYS[5]) end
+if #verdict.leaving > 0 then
+  if used == 0 then redis.call('SET', KEYS[5], 1, 'PX', tune.takeover_window) else redis.call('INCR', KEYS[5]) end
+end
 local reply = allow(me, 0, verdict.leaving)
 if ARGV[10] ~= '' then redis.call('SET', KEYS[4], cjson.encode(reply), 'PX', ARGV[11]) end
 return reply

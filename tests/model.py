@@ -257,11 +257,11 @@ class Account:
         me = self.sessions.get(session)
         ask = Ask(session, device, content, kind, plan, True, self.now)
         self._stand_in(ask, me)
-        if self.takeovers >= TAKEOVERS:
-            return Answer("block", "takeover_limited", last_seq=_seq(me))
         choices = [s for s in self._running() if s.id not in ask.replaces and stop in ("oldest", s.id)]
         verdict = self._judge(ask, chosen="")
         if not verdict.allowed:
+            if self.takeovers >= TAKEOVERS:
+                return Answer("block", "takeover_limited", last_seq=_seq(me))
             if not choices and stop != "oldest":
                 raise UnknownTarget(stop)
             for choice in sorted(choices, key=lambda s: (s.held_since, s.id)):
@@ -271,7 +271,7 @@ class Account:
                     break
             else:
                 return self._refusal(me, verdict)
-        self.takeovers += 1
+            self.takeovers += 1
         me = self._admit(ask, me, verdict)
         me.seen, me.beaten, me.promised, me.finest = self.now, True, INTERVAL, FINEST
         me.lifetime = LIFETIME if me.paused_at is None else max(0, me.paused_at + PAUSED_END - self.now)

@@ -409,6 +409,18 @@ class TestTakeover:
             assert blocked(refused, "takeover_limited")
             assert refused["retry_at"] > world.now
 
+    def test_only_those_that_stop_somebody_are_limited(self, backend: str, prefix: str) -> None:
+        with World(backend, prefix, takeovers_max=1) as world:
+            world.beat("s0", "d0", limit=1)
+            assert allowed(world.takeover("s1", "s0", limit=1, device="d1", content="film", kind="vod"))
+            world.stop("s1")
+            assert allowed(world.takeover("s0", "oldest", limit=1))
+            world.stop("s0")
+            assert allowed(world.takeover("s2", "oldest", limit=1, device="d2", content="film", kind="vod"))
+            assert blocked(
+                world.takeover("s3", "s2", limit=1, device="d3", content="film", kind="vod"), "takeover_limited"
+            )
+
     def test_a_request_id_is_answered_once(self, world: World) -> None:
         world.beat("s1", "d1", limit=1)
         first = world.takeover("s2", "s1", limit=1, device="d2", content="film", kind="vod", request_id="r")

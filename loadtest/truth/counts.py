@@ -43,7 +43,7 @@ def counts(truth: Truth, homes: dict[str, Home]) -> Finding:
         real = samples.get(observed.at, {})
         for content, engine in observed.concurrent.items():
             must, may = by_content.get(content, (_NONE, _NONE))
-            low, high = must.at(observed.at), may.at(observed.at)
+            low, high = must.within(observed.at), may.touching(observed.at)
             off = max(0, low - engine, engine - high)
             found.count("counts compared")
             found.count("unexplained", off)
@@ -129,6 +129,8 @@ def _must_end(home: Home, stream: Stream, each: Request, later: Request | None, 
     end = each.at + silent
     if pause is not None:
         end = min(each.at + TIMES.paused_silent, pause + TIMES.paused_keep)
+    # Whom a takeover of the household chose, the truth does not say.
+    end = min([end, *(r.at for r in home.takeovers if r.session != stream.session and r.at >= each.at)])
     if later is not None:
         end = min(end, later.at if allows(later) else each.at)
     elif home.household.mode != "deny_new":
@@ -146,7 +148,12 @@ class _Steps:
         self._starts = sorted(span[0] for span in spans)
         self._ends = sorted(span[1] for span in spans)
 
-    def at(self, moment: int) -> int:
+    def within(self, moment: int) -> int:
+        """Those that end at this very moment do not hold it any more."""
+        return bisect_right(self._starts, moment) - bisect_right(self._ends, moment)
+
+    def touching(self, moment: int) -> int:
+        """Those that end at this very moment still hold it."""
         return bisect_right(self._starts, moment) - bisect_left(self._ends, moment)
 
 

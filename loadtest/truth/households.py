@@ -186,6 +186,11 @@ class Home:
                 return True
         return False
 
+    @cached_property
+    def takeovers(self) -> list[Request]:
+        """Those that were granted, in order."""
+        return [r for r in self.requests if r.call == "takeover" and r.decision == "allow"]
+
     def several(self, device: str) -> bool:
         """Whether several machines say that they are this device."""
         return len({play.machine for each in self.by_device[device] for play in each.plays}) > 1

@@ -83,6 +83,10 @@ class Sitting:
         """How much of that time it really played, ms."""
         return sum(max(0, min(end, p.ended_at) - max(start, p.started_at)) for p in self.plays if p.state == "playing")
 
+    def idle(self) -> int:
+        """How long it was there and did not play, ms."""
+        return sum(p.ended_at - p.started_at for p in self.plays if p.state != "playing")
+
     def broken(self) -> int:
         """Played between signs of which one was lost, and that a seek or pause lies between, ms: how much nobody could tell."""
         total = 0
@@ -111,6 +115,8 @@ class Sitting:
         """Whether the last word that was due reached the server, and in time: where it did not, nobody could know."""
         if self.said_end is not None and self.said_end.late:
             return False
+        if any(r.late and r.at > self.ended_at for r in self.evidence):
+            return False  # it looked alive when it was over
         zapped = self.last.end == "zap"
         if zapped and self.moved_on_at is not None and self.moved_on_at > self.ended_at + TIMES.interval / 2:
             return False

@@ -98,8 +98,8 @@ def _watched(sitting: Sitting, found: Finding) -> None:
     before, after = sitting.unheard()
     if any(_removed_alive(sitting, record) for record in sitting.records) or sitting.blocked():
         found.value("watched: removed or refused", error)
-    elif sitting.backend and any(play.state == "paused" for play in sitting.plays):
-        found.value("watched: paused where only fetching is seen", error)
+    elif sitting.backend and sitting.idle() > TIMES.interval / 2:
+        found.value("watched: not playing where only fetching is seen", error)
     elif (
         not sitting.told()
         or max(before, 0) + after + sitting.broken() + sitting.delayed() > TIMES.interval + TIMES.tick
