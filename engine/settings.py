@@ -83,6 +83,9 @@ class Settings:
     supersede_refill_ms: int = _f(10_000, "one more of them every", low=1)
     record_keep_ms: int = _f(1_800_000, "finished sessions are remembered", low=1000)
     records_max: int = _f(64, "finished sessions remembered per account", low=1, high=1000)
+    sessions_max: int = _f(
+        100, "streams an account may run at once whatever its plan or token says; the next is refused by rule `account`", low=8, high=1000
+    )
     takeovers_max: int = _f(10, "takeovers per account and window", low=0)
     takeover_window_ms: int = _f(600_000, "window for takeovers_max", low=1000)
     request_ttl_ms: int = _f(600_000, "a request_id is remembered", low=1000)
@@ -335,7 +338,7 @@ class Settings:
         values = (
             began, ended, self.outbox_max, self.lifetime_ms, self.stale_intervals, self.interval_ms, self.paused_keep_ms, self.paused_silent_ms,
             self.paused_end_ms, self.sticky_ms, self.reopen_ms, self.guard_ms, self.left_ms, self.unproven_ms,
-            self.supersede_burst, self.supersede_refill_ms, self.record_keep_ms, self.records_max, self.takeovers_max,
+            self.supersede_burst, self.supersede_refill_ms, self.record_keep_ms, self.records_max, self.sessions_max, self.takeovers_max,
             self.takeover_window_ms, self.no_progress_ms,
         )  # fmt: skip
         return " ".join(str(v) for v in values)

@@ -74,9 +74,22 @@ local function opens_at(ask, holders, need)
   return times[need]
 end
 
+-- What an account may run whatever its plan says, so that its set stays small: everybody pays for the time a large one takes.
+local CEILING = 'account'
+local function under_ceiling(gone)
+  local running = 0
+  for _, r in pairs(records) do
+    if r.status == 'r' and not gone[r.session] then running = running + 1 end
+  end
+  return running < tune.sessions
+end
+
 local function judge(ask)
   local gone, leaving, refusal = {}, {}, nil
   for session in pairs(ask.freed) do gone[session] = true end
+  if not (ask.heir or under_ceiling(gone)) then
+    return {allow = false, reason = 'limit_reached', rule = CEILING, limit = tune.sessions, retry_at = now + tune.interval, conflicts = {}}
+  end
   for _, rule in ipairs(ask.policy.rules) do
     if not (ask.heir and holds(ask.heir, rule.name)) then
       local holders = holders_of(rule.name, gone)
@@ -116,7 +129,7 @@ end
 local function debt_of(device)
   local debt = 0
   for _, r in pairs(records) do
-    if r.device == device then debt = math.max(debt, r.debt - (now - r.debt_at)) end
+    if r.status ~= 'b' and r.device == device then debt = math.max(debt, r.debt - (now - r.debt_at)) end
   end
   return debt
 end
@@ -147,7 +160,7 @@ local function candidate(ask, me)
   local earlier
   ask.debt = debt_of(ask.device)
   for _, r in pairs(records) do
-    if r.device == ask.device and r.session ~= ask.session then
+    if r.status ~= 'b' and r.device == ask.device and r.session ~= ask.session then
       if ask.player and r.origin == 's' and r.content == ask.content and (r.status == 'r' or r.status == 't') then
         ask.adopted = r
         ask.freed[r.session] = true

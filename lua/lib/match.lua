@@ -51,14 +51,14 @@ local function match(ask, linked)
   end
   local found
   for _, r in pairs(records) do
-    if r.device == ask.device and WEIGHT[r.status] then
+    if WEIGHT[r.status] and r.device == ask.device then
       local same = r.content == ask.content or (ask.content == '' and r.status == 'r')
       if same and better(r, found) then found = r end
     end
   end
   if found and found.status ~= 'e' then return found, false end
   for _, r in pairs(records) do
-    if r.device == ask.device and ask.content ~= '' and r.left == ask.content and
+    if WEIGHT[r.status] and r.device == ask.device and ask.content ~= '' and r.left == ask.content and
         (ask.at <= r.left_at or now < r.left_at + tune.left) then return r, true end
   end
   if found and LEFT[found.reason] then
