@@ -135,6 +135,9 @@ class Settings:
 
     # when Redis is away
     redis_timeout_ms: int = _f(180, "a decision waits this long for Redis, then fails open", low=10, high=10_000)
+    redis_silent_ms: int = _f(
+        1000, "a connection to Redis that says nothing for so long while decisions wait is given up, and opened again", low=10, high=10_000
+    )
     breaker_retry_ms: int = _f(500, "an open breaker tries again after", low=10)
     gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=2000)
 
