@@ -62,6 +62,9 @@ class Settings:
     metrics_dir: str = _f("", "directory in which several API processes share their metrics; set by `pulsegate`")
     body_max_bytes: int = _f(64 * 1024, "largest request body", low=1024)
     inflight_max: int = _f(4096, "decisions under way per API process before it answers 429", low=1)
+    account_inflight_max: int = _f(
+        32, "decisions of one account under way per API process before that account alone is answered 429", low=1
+    )
     log_level: str = _f("info", "least severe log line written", choices=("debug", "info", "warning", "error"))
 
     # the decision; all of design section 6

@@ -130,8 +130,8 @@ local function due(r)
   return r.ended + tune.keep
 end
 
--- Of finished records, whatever the plan: the newest `most`, and of refusals, which only say that their block was told, the newest REFUSALS.
-local REFUSALS = 16
+-- Of finished records the newest `most` are kept, whatever the plan; a quarter of them may be refusals, which only say that their
+-- block was told.
 local function forget_oldest(finished, most)
   if #finished <= most then return end
   table.sort(finished, function(a, b) return due(a) > due(b) or (due(a) == due(b) and a.session < b.session) end)
@@ -154,8 +154,9 @@ local function settle(always)
       if r.status ~= 'r' then finished[#finished + 1] = r end
     end
   end
-  forget_oldest(refused, math.min(REFUSALS, tune.most))
-  forget_oldest(finished, tune.most - math.min(#refused, REFUSALS))
+  local refusals = math.min(#refused, math.max(1, math.floor(tune.most / 4)))
+  forget_oldest(refused, refusals)
+  forget_oldest(finished, tune.most - refusals)
   if not (changed or always) then return end
   for session, r in pairs(dirty) do
     local text = format_record(r)
