@@ -78,7 +78,8 @@ class Settings:
     sticky_ms: int = _f(1_800_000, "an evicted session is told why", low=0)
     reopen_ms: int = _f(1_800_000, "a heartbeat after a time-out reopens the view within", low=0)
     guard_ms: int = _f(60_000, "a removed device may not turn on its remover for", low=0)
-    left_ms: int = _f(60_000, "evidence for content the device has left belongs to the ended view for", low=0)
+    straggle_ms: int = _f(5_000, "evidence for content the device has left belongs to the ended view for", low=0, high=60_000)
+    left_ms: int = _f(60_000, "after that the account's next stragglers need a slot for", low=0)
     unproven_ms: int = _f(
         120_000, "a playing session whose backend evidence stopped this long ago is unproven", low=1000
     )
@@ -343,7 +344,7 @@ class Settings:
         """What every script is told, in the order of lua/lib/tuning.lua: the last outage (ms), bounds, the rules' times."""
         values = (
             began, ended, self.outbox_max, self.lifetime_ms, self.stale_intervals, self.interval_ms, self.paused_keep_ms, self.paused_silent_ms,
-            self.paused_end_ms, self.sticky_ms, self.reopen_ms, self.guard_ms, self.left_ms, self.unproven_ms,
+            self.paused_end_ms, self.sticky_ms, self.reopen_ms, self.guard_ms, self.left_ms, self.straggle_ms, self.unproven_ms,
             self.supersede_burst, self.supersede_refill_ms, self.record_keep_ms, self.records_max, self.sessions_max, self.takeovers_max,
             self.takeover_window_ms, self.no_progress_ms,
         )  # fmt: skip

@@ -163,7 +163,7 @@ local verdict = sticky(me) or standing(ask, me)
 if verdict and verdict.allow then
   local heir = verdict.heir
   heir.debt, heir.debt_at = debt_of(heir.device) + tune.refill, now
-  save(heir)
+  share(heir, tune.interval)
   note() -- its view is over, but what it says of where it is counts
   return {0, verdict.expires, seq, 0, ''}
 end

@@ -75,6 +75,15 @@ end
 -- Evidence counts from when it happened, never from the future.
 local function at_or_now(text) return math.min(tonumber(text) or now, now) end
 
+-- The latest of what the account's records carry for the account.
+local function most_of(name)
+  local most = 0
+  for _, r in pairs(records) do
+    if r.status ~= 'b' then most = math.max(most, r[name]) end
+  end
+  return most
+end
+
 local function holds(r, rule) return string.find(',' .. r.rules .. ',', ',' .. rule .. ',', 1, true) ~= nil end
 
 local function in_grace(r) return ended > 0 and r.seen <= ended and r.expires > began end

@@ -136,12 +136,20 @@ end
 
 local function affords(debt) return debt + tune.refill <= tune.burst * tune.refill end
 
+-- Nor is it free without end that a second stream shares a slot, on whatever devices: it costs the account twice the time it takes, and
+-- time pays it off. `shared` (ms) is when it will be.
+local function may_share() return most_of('shared') - now <= tune.burst * tune.refill end
+local function share(r, ms)
+  r.shared = math.max(now, most_of('shared')) + 2 * math.max(0, ms)
+  save(r)
+end
+
 -- A superseded session still beating shares its device's slot for two intervals, if all rules count devices.
 local function standing(ask, me)
   if not (ask.policy.device_unit and me and me.status == 'e' and me.reason == 'superseded') then return nil end
   local heir = records[me.by]
   if heir and heir.status == 'r' and alive(heir) and heir.device == ask.device and now <= me.ended + 2 * tune.interval
-      and affords(debt_of(ask.device)) then
+      and affords(debt_of(ask.device)) and may_share() then
     return {allow = true, expires = heir.expires, heir = heir}
   end
 end

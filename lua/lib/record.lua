@@ -8,7 +8,8 @@
 local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl', 'interval', 'completed', 'still'}
 -- The fast path reads the first four of these; what is seldom there comes last, where it costs nothing.
 local LIFE = {'ordinal', 'rank', 'blocked', 'started', 'origin', 'beaten', 'admitted', 'revision', 'run', 'proven',
-  'paused', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'left', 'left_at', 'signal_at', 'signal_rank', 'away'}
+  'paused', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'left', 'left_at', 'signal_at', 'signal_rank', 'away',
+  'spared', 'shared'}
 local IDENT = {'device', 'content', 'kind', 'device_type', 'provider', 'profile', 'rules', 'duration'}
 local TEXT = {state = true, origin = true, reason = true, by = true, rule = true, blocked = true, left = true}
 
@@ -31,7 +32,7 @@ local function parse(text)
     kind, device_type, provider, profile, rules, duration = string.match(text, RECORD)
   if not session then return nil end
   local ordinal, rank, blocked, started, origin, beaten, admitted, revision, run, proven, paused, ended, reason, by, rule, debt, debt_at,
-    left, left_at, signal_at, signal_rank, away = string.match(life, LIVES)
+    left, left_at, signal_at, signal_rank, away, spared, shared = string.match(life, LIVES)
   if not ordinal then return nil end
   started = number(started)
   seen, ttl = started + seen, number(ttl)
@@ -45,6 +46,7 @@ local function parse(text)
     admitted = admitted ~= '' and tonumber(admitted) or started, revision = number(revision), run = number(run), proven = number(proven),
     paused = number(paused), ended = number(ended), reason = reason, by = by, rule = rule, debt = number(debt), debt_at = number(debt_at),
     left = left, left_at = number(left_at), signal_at = number(signal_at), signal_rank = number(signal_rank), away = number(away),
+    spared = number(spared), shared = number(shared),
   }
 end
 
