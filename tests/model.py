@@ -17,7 +17,7 @@ PAUSED_KEEP, PAUSED_SILENT, PAUSED_END = 300_000, 60_000, 1_800_000
 STICKY, REOPEN, KEEP = 1_800_000, 1_800_000, 1_800_000
 GUARD, LEFT_WITHIN, STRAGGLE, UNPROVEN = 60_000, 60_000, 5_000, 120_000
 RIDES = 2 * INTERVAL
-SHARED_MOST = 600_000
+SHARE_COST, SHARED_MOST = 10, 600_000
 TAKEOVERS = 10
 
 EVIDENCE = {"token": (1, 600_000), "licence": (2, 600_000), "manifest": (3, 30_000), "segment": (4, 30_000)}
@@ -631,11 +631,11 @@ class Account:
         return (at < self.stragglers_until or box) and not self._zapped_back(s, at)
 
     def _may_share(self) -> bool:
-        """Sharing a slot costs twice its time, of which an account may owe so much."""
-        return self.shared_until - self.now <= SHARED_MOST
+        """Sharing a slot costs ten times its time, of which an account may owe so much."""
+        return self.shared_until - self.now <= SHARE_COST * SHARED_MOST
 
     def _share(self, ms: int) -> None:
-        self.shared_until = max(self.now, self.shared_until) + 2 * max(0, ms)
+        self.shared_until = max(self.now, self.shared_until) + SHARE_COST * max(0, ms)
 
     def _spare(self, s: Session) -> None:
         """A view is left: what was under way may come, once a minute, no longer than the view has lasted."""

@@ -136,11 +136,12 @@ end
 
 local function affords(debt) return debt + tune.refill <= tune.burst * tune.refill end
 
--- Nor is it free without end that a second stream shares a slot, on whatever devices: it costs the account twice the time it takes, and
--- time pays it off. `shared` (ms) is when it will be.
-local function may_share() return most_of('shared') - now <= tune.burst * tune.refill end
+-- Nor is it free without end that a second stream shares a slot, on whatever devices: an account may do so for as long as a device may
+-- owe, and gets a tenth of the time that passes back. `shared` (ms) is when all of it will be back.
+local SHARE_COST = 10
+local function may_share() return most_of('shared') - now <= SHARE_COST * tune.burst * tune.refill end
 local function share(r, ms)
-  r.shared = math.max(now, most_of('shared')) + 2 * math.max(0, ms)
+  r.shared = math.max(now, most_of('shared')) + SHARE_COST * math.max(0, ms)
   save(r)
 end
 

@@ -108,6 +108,7 @@ local function rides(ask, born, lifetime, back)
     t.started, t.seen, t.origin, t.ttl, t.ordinal = ask.at, ask.at, 's', lifetime, ordinal
     if back then t.reason, t.by = 'superseded', player.session end
     records[born] = t
+    t.seen = ask.at - tune.interval / 2 -- a ride costs as much at least
   end
   local free = may_share()
   share(player, ask.at - t.seen)
