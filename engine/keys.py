@@ -12,6 +12,7 @@ Everything an account owns carries its partition's hash tag, so one script write
 | pg:{p17}:takeovers:<account>     | string | takeovers lately                                            | 10 min               |       |
 | pg:{p17}:seen:<account>:<day>    | set    | 8-byte digests of the tracking events of that day (UTC)      | at the end of the next day | 11–18 an event; 45 above 127 a day |
 | pg:{p17}:seen:<account>:<day>:n  | hash   | digest of a series, number ÷ 512 → a bit for each number that came (CMCD reports) | the same | 150 a session, and 1/8 a report |
+| pg:{p17}:proof                   | string | that the node took a write lately (lua/prove.lua)           | 1 min                | 70 a node |
 | pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | behind what the log has on disk |       |
 | pg:{p17}:held                    | hash   | rule → leases held in this partition                        | never, a field a rule |      |
 | pg:{p17}:audience                | zset   | `<kind>\\t<content>\\t<provider>` → views watched now in this partition; with `\\t@` → accounts | with its last view | 40 an entry |
@@ -126,6 +127,9 @@ class Keys:
 
     def outbox(self, partition: int) -> str:
         return f"{self._bases[partition]}:outbox"
+
+    def proof(self, partition: int) -> str:
+        return f"{self._bases[partition]}:proof"
 
     def audience(self, partition: int) -> str:
         return f"{self._bases[partition]}:audience"

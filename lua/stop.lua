@@ -1,4 +1,5 @@
 -- stop: the viewer is done; ends the view and frees its slots at once. Stopping twice is the same as once.
+-- FLAGS allow-oom
 -- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
