@@ -203,7 +203,7 @@ class App:
 
         backlog = Backlog(client, keys, settings, metrics, outage)
         # A virtual clock announces when it moves (api/clock.py).
-        chores = (flush,) if clock.virtual else (announcer.announce, flush)
+        chores = (router.prove, flush) if clock.virtual else (announcer.announce, router.prove, flush)
         fast = asyncio.create_task(every(1.0, *chores))
         # Apart from the announcements, which must not wait for a long spool: a process that is silent has vanished.
         back = asyncio.create_task(every(1.0, replay, spill.give_back))

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from api import openapi_admin, openapi_audience, openapi_behaviour, openapi_events, openapi_history, openapi_quality
+from engine.router import REFUSALS
 from engine.wire import (
     EVENT_TYPE,
     EVENTS_MAX,
@@ -133,7 +134,7 @@ def _answers() -> dict[str, Schema]:
     }  # fmt: skip
     error = {"code": _of("string", "stable, for programs"), "message": _of("string", "for people"),
              "field": _of("string", "what to correct; absent if nothing in the request is wrong")}  # fmt: skip
-    ready: dict[str, Schema] = {"ready": {"type": "boolean"}, "redis": {"enum": ["up", "down"]},
+    ready: dict[str, Schema] = {"ready": {"type": "boolean"}, "redis": {"enum": ["up", "down", "slow", "oom", *REFUSALS.values()]},
              "plans": _of("string", "'ok', or what is wrong with the plans file"),
              "api_processes": _of("integer", "API processes alive")}  # fmt: skip
     sessions: dict[str, Schema] = {"items": {"type": "array", "items": {"$ref": _REF.format(name="Session")}},
@@ -524,7 +525,7 @@ def _operation_paths() -> Schema:
     document_ = {200: {"description": "OpenAPI 3.1", "headers": _headers(), "content": {
         "application/json": {"schema": {"type": "object"}, "example": {"openapi": "3.1.0"}}}}}  # fmt: skip
     ready = {"ready": True, "redis": "up", "plans": "ok", "api_processes": 1}
-    red = {503: {"description": "Session Redis is away; calls are answered in degraded mode", "headers": _headers(),
+    red = {503: {"description": "Session Redis is away, or refuses; calls are answered in degraded mode", "headers": _headers(),
                  "content": _json("Ready", down=ready | {"ready": False, "redis": "down"})}}  # fmt: skip
     return {
         "/healthz": {"get": _operation(

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from time import perf_counter, time
+from time import monotonic, perf_counter, time
 from typing import Any
 
 import orjson
@@ -35,6 +35,8 @@ Decision = dict[str, Any]
 SPOOLED = ("account", "plan", "max_streams", "device", "device_type", "provider", "kind")
 """What is kept of the token with a spooled heartbeat."""
 
+_UNREAL_S = 5.0
+
 ALLOW, BLOCK, UNKNOWN_TARGET = range(3)
 """Reply codes, shared with lua/lib/reply.lua."""
 
@@ -57,6 +59,8 @@ class Decisions:
         self._tuning = (0, 0, settings.tuning())
         self._thresholds = Thresholds.of(settings)
         self._inflight = 0
+        self._unreal_at = -_UNREAL_S
+        """When a decision was last given without Redis (s, monotonic), if none was given by it since."""
         self._lifetimes = {
             "token": settings.token_ms, "licence": settings.licence_ms, "manifest": settings.manifest_ms,
             "segment": settings.segment_ms,
@@ -258,6 +262,11 @@ class Decisions:
             return False
         return True
 
+    @property
+    def unreal(self) -> bool:
+        """Whether decisions of the last few seconds were given without Redis, and none by it since."""
+        return monotonic() - self._unreal_at < _UNREAL_S
+
     async def close(self) -> None:
         """Waits for what was sent without waiting for it."""
         if self._counting:
@@ -305,7 +314,7 @@ class Decisions:
         self._counting.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | Overloaded):
             log.debug("viewer", extra={"why": error.message})
         else:
             log.error("viewer", exc_info=error)
@@ -379,6 +388,7 @@ class Decisions:
     # answers
 
     def _decision(self, session: str, claims: Claims, reply: list[Any] | int, interval: int, seq: int = -1) -> Decision:
+        self._unreal_at = -_UNREAL_S
         if isinstance(reply, int):
             code, expires, last_seq, duplicate, detail = ALLOW, abs(reply), seq, 0, b""
         else:
@@ -419,6 +429,7 @@ class Decisions:
 
     def _degraded(self, session: str, claims: Claims, interval: int) -> Decision:
         self._metrics.decided("degraded", "", "", ())
+        self._unreal_at = monotonic()
         return {
             "decision": "allow", "session": session, "reason": None, "rule": None, "limit": None, "by": None,
             "lease_expires_at": None, "next_heartbeat_ms": interval, "retry_at": None, "conflicts": [], "duplicate": False,
