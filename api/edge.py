@@ -21,7 +21,7 @@ from api.services import Services
 from engine import edge_rules
 from engine.cmcd import parser
 from engine.cmcd.keys import Value
-from engine.errors import BadRequest, Forbidden, PulsegateError, Unauthorized
+from engine.errors import QUOTA, BadRequest, Forbidden, Overloaded, PulsegateError, Unauthorized
 from engine.tokens import Claims
 from engine.wire import ID_MAX, Signal
 
@@ -67,6 +67,11 @@ class Edge:
             return _refusal(401, error.code)
         except (Forbidden, BadRequest) as error:
             return _refusal(403, error.code)
+        except Overloaded as error:
+            # An account that asks for more than one may gains nothing by it; that we are busy is no fault of a viewer's.
+            if error.code == QUOTA:
+                return _refusal(403, error.code)
+            log.warning("edge_degraded", extra={"why": error.message})
         except PulsegateError as error:
             log.warning("edge_degraded", extra={"why": error.message})
         except Exception:

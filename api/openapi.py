@@ -135,6 +135,7 @@ def _answers() -> dict[str, Schema]:
     error = {"code": _of("string", "stable, for programs"), "message": _of("string", "for people"),
              "field": _of("string", "what to correct; absent if nothing in the request is wrong")}  # fmt: skip
     ready: dict[str, Schema] = {"ready": {"type": "boolean"}, "redis": {"enum": ["up", "down", "slow", "oom", *REFUSALS.values()]},
+             "memory": {"enum": ["ok", "high"], "description": "high: only decisions write; a warning, not an outage"},
              "plans": _of("string", "'ok', or what is wrong with the plans file"),
              "api_processes": _of("integer", "API processes alive")}  # fmt: skip
     sessions: dict[str, Schema] = {"items": {"type": "array", "items": {"$ref": _REF.format(name="Session")}},
@@ -524,7 +525,7 @@ def _operation_paths() -> Schema:
                      "content": {"text/plain": {"schema": {"type": "string"}, "example": "pulsegate_redis_up 1.0\n"}}}}  # fmt: skip
     document_ = {200: {"description": "OpenAPI 3.1", "headers": _headers(), "content": {
         "application/json": {"schema": {"type": "object"}, "example": {"openapi": "3.1.0"}}}}}  # fmt: skip
-    ready = {"ready": True, "redis": "up", "plans": "ok", "api_processes": 1}
+    ready = {"ready": True, "redis": "up", "memory": "ok", "plans": "ok", "api_processes": 1}
     red = {503: {"description": "Session Redis is away, or refuses; calls are answered in degraded mode", "headers": _headers(),
                  "content": _json("Ready", down=ready | {"ready": False, "redis": "down"})}}  # fmt: skip
     return {

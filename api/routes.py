@@ -205,6 +205,7 @@ class Routes:
         said = {
             "ready": ready,
             "redis": redis,
+            "memory": "high" if services.outage.full else "ok",
             "plans": services.plans.error or "ok",
             "api_processes": services.outage.processes,
         }

@@ -21,6 +21,9 @@ one table that maps the tree to HTTP.
 
 from __future__ import annotations
 
+QUOTA = "quota"
+"""`code` of an Overloaded that is about one account alone: it asks for more than one may (engine/quotas.py)."""
+
 
 class PulsegateError(Exception):
     """Base of the tree. `code` is stable; `message` may change between releases."""
@@ -70,8 +73,8 @@ class TooCostly(PulsegateError):
 class Overloaded(PulsegateError):
     code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, retry_after_s: int = 1, code: str | None = None) -> None:
+        super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
 
 

@@ -38,8 +38,9 @@ The log Redis, which is never a cluster, holds:
 | pg:{log}:generations             | hash   | projection → its live generation                            | never, a field a projection | |
 | pg:{log}:<projection>:<gen>:…    | any    | a projection's state; its consumer's module says what       | by the projection    |       |
 | pg:{log}:quality:<gen>:of:<account>, :heard | hash, zset | session → what the fold keeps of it; when it was last heard of | 12 h of silence | 300 a session |
-| pg:{log}:dead:<consumer>         | stream | events it could not handle, each with the reason            | newest 10,000 kept   |       |
-| pg:{log}:bad                     | stream | rejected tracking events, each with the reason              | newest 100,000 kept  |       |
+| pg:{log}:dead:<consumer>         | stream | events it could not handle, each with the reason            | newest 10,000 kept, and 64 MiB | |
+| pg:{log}:bad                     | stream | rejected tracking events, each with the reason              | newest 100,000 kept, and 64 MiB; of an account 1 MiB | |
+| pg:{log}:bad:sizes, :dead:<consumer>:sizes | hash | account → bytes of its entries there; '' → of all     | with the entries     | 40 an account |
 | pg:{log}:backoff:<sink>          | hash   | failures in a row, why, `until` (ms) it is left alone, by group | 2 h after the last failure | |
 | pg:{log}:flight:<sink>           | hash   | group → JSON: the batch under way, as positions after it     | when it has arrived  |       |
 | pg:{trending}:totals             | hash   | `<kind>\\t<content>\\t<provider>` → views watched now       | with the last view   | 60 an entry |
@@ -66,6 +67,11 @@ can be forgotten and neither needs an expiry.
 from __future__ import annotations
 
 from engine.partitions import partition_of, tags
+
+
+def sizes(key: str) -> str:
+    """How many bytes a kept stream has, by account."""
+    return f"{key}:sizes"
 
 
 class AccountKeys:

@@ -140,6 +140,28 @@ class Settings:
     events_body_max_bytes: int = _f(2**20, "largest body of POST /v1/events", low=1024)
     bad_max: int = _f(100_000, "rejected tracking events kept, about; the oldest go first", low=1)
 
+    bad_max_bytes: int = _f(64 * 2**20, "bytes of them; as above", low=2**16)
+    bad_account_bytes: int = _f(2**20, "bytes of them of one account; more of its are counted, not kept", low=2**16)
+
+    # what one account may make stay in Redis, per API process (docs/security.md)
+    quota_bytes: int = _f(
+        4 * 2**20, "bytes an account may tell at once (events, reports); more is answered 429", low=2**16
+    )
+    quota_bytes_per_s: int = _f(8 * 1024, "bytes it may tell in the long run, a second", low=1)
+    quota_beats_bytes: int = _f(
+        128 * 1024,
+        "bytes of an account's heartbeats appended in ten seconds; more are decided, but not appended",
+        low=0,
+    )
+    quota_starts: int = _f(300, "views an account may start at once, refusals included; more are answered 429", low=1)
+    quota_starts_per_min: int = _f(30, "views it may start in the long run, a minute", low=1)
+    memory_high: float = _f(
+        0.85,
+        "share of Redis's memory above which only decisions write; everything else is answered 429",
+        low=0.1,
+        high=1,
+    )
+
     # stock players' reports (docs/cmcd.md)
     cmcd: bool = _f(True, "collect CMCD event reports; off: their senders are answered 410 and fall silent")
     cmcd_body_max_bytes: int = _f(512 * 1024, "largest body of POST /v1/cmcd", low=1024)
@@ -200,6 +222,7 @@ class Settings:
     )
     groups: int = _f(1, "groups of partitions, each of which has a tenure of its own in every job", low=1, high=64)
     dead_max: int = _f(10_000, "dead letters kept for each consumer and sink; beyond it the oldest go", low=10)
+    dead_max_bytes: int = _f(64 * 2**20, "bytes of them; as above", low=2**16)
     log_keep_s: int = _f(
         600, "events stay in the log at least this long, and until every projection and the lake has them", low=0
     )

@@ -156,7 +156,15 @@ class World:
         plans = FixedPlans(self._plans)
         spool = Spool(None, 0, self.metrics.spooled)
         self.decisions = Decisions(
-            self.executor, self.keys, self.settings, plans, self.metrics, self.outage, spool, lambda: self.now
+            self.executor,
+            self.keys,
+            self.settings,
+            plans,
+            self.metrics,
+            self.outage,
+            spool,
+            lambda: self.now,
+            lambda: self.now / 1000,
         )
 
     def __exit__(
