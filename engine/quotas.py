@@ -72,7 +72,7 @@ class Quotas:
         self._told = Bucket(settings.quota_bytes, settings.quota_bytes_per_s, clock)
         self.starts = Bucket(settings.quota_starts, settings.quota_starts_per_min / 60, clock)
         self._beats: dict[str, int] = {}
-        self._beats_max, self._beats_until = settings.quota_beats_bytes, 0.0
+        self._beats_max, self._beats_until = settings.quota_beats_bytes, clock() + _WINDOW_S
 
     # what is told
 
