@@ -54,7 +54,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{trending}:providers          | set    | providers that occur in the totals                          | overwritten          |       |
 | pg:{trending}:contents           | hash   | content → JSON {kind, title, runtime (s), provider, hidden}: the catalogue | when it is removed | 100–200 a content |
 | pg:{trending}:contents:version   | string | counts the changes of the catalogue                         | never                |       |
-| pg:{trending}:series:<kind>:<content> | string | views watched, one 6-byte slot a minute for 6 h (engine/audience.py); `series::` has the sum of all | a day after the last | 2,700 a content |
+| pg:{trending}:series:<kind>:<content> | string | views watched, one 6-byte slot a minute for 6 h (engine/audience.py); `series::` has the sum of all | 6 h after the last, the sum a day | 2,700 a content |
 | pg:{alerts}:states, :told, :sent | hash, stream, string | alerts: engine/alerts/store.py says what  | 10,000 told are kept | 200 a rule and group |
 | pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
 | pg:{work}:groups                 | string | into how many groups those at work divide the partitions    | 10 s after the last of them | |

@@ -101,6 +101,7 @@ class Settings:
     resume_wait_ms: int = _f(
         2_000, "who sets or hides a position waits at most this long for the workers", low=0, high=10_000
     )
+    views_keep: int = _f(5_000, "views kept per account; the oldest go", low=10, high=1_000_000)
     views_keep_days: float = _f(30.0, "days for which ended views are kept, from their start", low=0.01, high=3650)
 
     # evidence without the player
