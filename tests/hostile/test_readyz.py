@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from api.openapi import document
 from engine.embedded import VOLATILE, Server
 from engine.router import REFUSALS
 from tests.harness import PARTITIONS, start_cluster
-from tests.servers import ApiProcess, player, wait_for
+from tests.servers import ROOT, ApiProcess, clean_env, environment, player, wait_for
 
 Change = Callable[[Redis, Server], Any]
 
@@ -139,6 +142,21 @@ def test_each_node_of_a_cluster_is_asked(tmp_path: Path, prefix: str) -> None:
     finally:
         for server in servers:
             server.kill()
+
+
+def test_status_says_that_the_workers_cannot_write(server: Server, tmp_path: Path, prefix: str) -> None:
+    def status(*words: str) -> str:
+        env = clean_env() | environment(redis_url=server.url, prefix=prefix, partitions=PARTITIONS)
+        command = [sys.executable, "-m", "engine.cli", "status", *words]
+        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    with Redis(port=server.port) as client:
+        assert json.loads(status("--json"))["redis"]["session"]["state"] == "up"
+        client.config_set("maxmemory", 1)
+        assert "maxmemory" in json.loads(status("--json"))["redis"]["session"]["state"]
+        client.config_set("maxmemory", 0)
+        client.config_set("min-replicas-to-write", 1)
+        assert "session Redis: NOREPLICAS" in status()
 
 
 def test_every_state_is_described() -> None:
