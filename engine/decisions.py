@@ -145,7 +145,7 @@ class Decisions:
         if at == "" and not self.quotas.beat(account, count):
             written, extra = b"", []
         elif self._outage.thinned(k.base):
-            written = b""
+            written, extra = b"", [] if self._outage.full else extra
         length, completed = "", ""
         if kind != "live" and (beat.duration or beat.credits):
             length = f"\t{beat.duration:.0f}" if beat.duration and beat.duration >= 1 else ""
@@ -196,7 +196,7 @@ class Decisions:
         if wait := self.quotas.starts.wait_s(account):
             raise self.quotas.refuse_start(wait)
         if ask.request_id:
-            self.quotas.tell(account, REMEMBERED)
+            self.quotas.tell(account, REMEMBERED, decides=True)
         ident, matched = await self._takeover_stream(claims, account, session, ask)
         s = self._settings
         args = (
@@ -220,9 +220,9 @@ class Decisions:
         k = self._keys.account(signal.account)
         if signal.content and signal.account in self.quotas.starts.over:
             await self._check_start(signal.account, signal.session, device, signal.content)
-        # A decision is never refused for want of room: without it the answer is given, but not remembered.
+        # A backend's decision is never refused for want of room: without it the answer is given, but not remembered.
         request_id = signal.request_id
-        if request_id and not self.quotas.may_tell(signal.account, REMEMBERED):
+        if request_id and not self.quotas.may_tell(signal.account, REMEMBERED, decides=True):
             request_id = ""
         written = self.quotas.beat(signal.account, ENTRY + len(data)) and not self._outage.thinned(k.base)
         born = "~" + _digest(f"{device}\t{signal.content}")

@@ -76,31 +76,27 @@ class Quotas:
 
     # what is told
 
-    def tell(self, account: str, count: int) -> None:
-        """Something of so many bytes is to stay. Raises Overloaded."""
-        self.check(account)
+    def tell(self, account: str, count: int, *, decides: bool = False) -> None:
+        """Something of so many bytes is to stay; what belongs to a decision also where memory is scarce. Raises Overloaded."""
+        self.check(account, decides=decides)
         self._told.take(account, count)
 
-    def check(self, account: str) -> None:
+    def check(self, account: str, *, decides: bool = False) -> None:
         """Raises Overloaded if the account may tell nothing now."""
-        if self._outage.full:
+        if self._outage.full and not decides:
             self.refused("memory")
             raise Overloaded("Redis has little memory left", retry_after_s=_FULL_RETRY_S, code=FULL)
         if wait := self._told.wait_s(account):
             self.refused("bytes")
             raise Overloaded("this account tells more than one may", retry_after_s=ceil(wait), code=QUOTA)
 
-    def may_tell(self, account: str, count: int) -> bool:
+    def may_tell(self, account: str, count: int, *, decides: bool = False) -> bool:
         """Like `tell`, for what is left out rather than refused."""
         try:
-            self.tell(account, count)
+            self.tell(account, count, decides=decides)
         except Overloaded:
             return False
         return True
-
-    def charge(self, account: str, count: int) -> None:
-        """It stays already."""
-        self._told.take(account, count)
 
     # heartbeats
 

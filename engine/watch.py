@@ -78,7 +78,7 @@ class Memory:
     async def look(self) -> None:
         """Raises Unavailable."""
         try:
-            shares = {name: max(map(share, await _memory(client))) for name, client in self._clients.items()}
+            shares = {name: max(map(memory_share, await _memory(client))) for name, client in self._clients.items()}
         except RedisError as error:
             raise Unavailable(f"Redis: {error}") from None
         for name, share in shares.items():
@@ -97,7 +97,7 @@ async def _memory(client: Any) -> list[dict[str, Any]]:
     return [await client.info("memory")]
 
 
-def share(info: Mapping[str, Any]) -> float:
+def memory_share(info: Mapping[str, Any]) -> float:
     """How much of its memory a server uses, by its `INFO memory`."""
     most = info.get("maxmemory") or info.get("total_system_memory")
     return float(info["used_memory"] / most) if most else 0.0

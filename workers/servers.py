@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from engine.clients import Clients
 from engine.errors import PulsegateError
 from engine.settings import Settings
-from engine.watch import share
+from engine.watch import memory_share
 
 _TIMEOUT_S = 5.0
 
@@ -56,7 +56,7 @@ def _state(client: Redis | RedisCluster, keys: Iterable[str]) -> dict[str, Any]:
             infos = list(client.info("memory", target_nodes=RedisCluster.PRIMARIES).values())
         else:
             infos = [client.info("memory")]
-        memory = round(max(map(share, infos)), 3)
+        memory = round(max(map(memory_share, infos)), 3)
     except (RedisError, OSError):
         pass
     return {"state": state, "memory": memory}

@@ -306,7 +306,7 @@ def test_little_memory_left_is_an_alarm_and_only_decisions_write(own: Server, tm
         assert (told.status_code, told.json()["error"]["code"]) == (429, FULL)
         outbox = Keys(prefix, PARTITIONS).outbox(partition_of("ann", PARTITIONS))
         before = client.xlen(outbox)
-        assert api.beat(token, "tv", "tv")["decision"] == "allow"
+        assert api.beat(token, "tv", "tv", events=[{"type": "custom"}])["decision"] == "allow"
         assert client.xlen(outbox) == before, "decided, not appended"
         assert api.beat(token, "phone", "phone")["decision"] == "block"
         client.config_set("maxmemory", 0)
