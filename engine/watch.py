@@ -74,18 +74,20 @@ class Memory:
     def __init__(self, clients: Mapping[str, Any], high: float, metrics: Metrics, outage: Outage) -> None:
         self._clients = {name: client for name, client in clients.items() if client is not None}
         self._high, self._metrics, self._outage = high, metrics, outage
+        self._shares: dict[str, float] = {}
 
     async def look(self) -> None:
-        """Raises Unavailable."""
-        try:
-            shares = {name: max(map(memory_share, await _memory(client))) for name, client in self._clients.items()}
-        except RedisError as error:
-            raise Unavailable(f"Redis: {error}") from None
-        for name, share in shares.items():
-            self._metrics.memory.labels(name).set(share)
-        full = any(share > self._high for share in shares.values())
+        """Of one that does not answer what was known last holds."""
+        for name, client in self._clients.items():
+            try:
+                self._shares[name] = max(map(memory_share, await _memory(client)))
+            except (RedisError, OSError) as error:
+                log.debug("memory", extra={"redis": name, "why": str(error)})
+                continue
+            self._metrics.memory.labels(name).set(self._shares[name])
+        full = any(share > self._high for share in self._shares.values())
         if full != self._outage.full:
-            said = {name: round(share, 3) for name, share in shares.items()}
+            said = {name: round(share, 3) for name, share in self._shares.items()}
             log.log(logging.ERROR if full else logging.INFO, "memory_high" if full else "memory_ok", extra=said)
         self._outage.full = full
         self._metrics.memory_high.set(1 if full else 0)
