@@ -103,7 +103,16 @@ def _answers() -> dict[str, Schema]:
         "session": _of("string", "the session this is about; '' for a check that named none"),
         "reason": {
             "description": "why it is blocked",
-            "enum": ["limit_reached", "evicted", "takeover", "displaced", "superseded", "takeover_limited", None],
+            "enum": [
+                "limit_reached",
+                "evicted",
+                "takeover",
+                "displaced",
+                "superseded",
+                "takeover_limited",
+                "quota",
+                None,
+            ],
         },
         "rule": _of("string", "the rule whose limit is reached", null=True),
         "limit": _of("integer", "that rule's limit", null=True),
@@ -207,7 +216,12 @@ _ERRORS = {
     ),
     413: _error("The body exceeds its limit", "too_large", "body"),
     422: _error("The question needs more time or memory than one may have: ask for less", "query_too_slow", None),
-    429: _error("Too many decisions under way", "overloaded", None, _RETRY),
+    429: _error(
+        "Too many decisions under way; or (code `quota`) this account asks for more than one may",
+        "overloaded",
+        None,
+        _RETRY,
+    ),
     503: _error("Session Redis is away", "unavailable", None, _RETRY),
 }
 

@@ -17,7 +17,7 @@ import orjson
 
 from engine import scripts, tracking, viewers
 from engine.completion import Thresholds, completed_point
-from engine.errors import BadRequest, Conflict, Forbidden, NotFound, Overloaded, Unavailable
+from engine.errors import QUOTA, BadRequest, Conflict, Forbidden, NotFound, Overloaded, Unavailable
 from engine.keys import Keys
 from engine.metrics import Metrics
 from engine.outages import Outage
@@ -218,14 +218,20 @@ class Decisions:
         named = claims or Claims(account=signal.account, plan=signal.plan, max_streams=signal.max_streams)
         ident, matched = self._ident(named, device, signal.content, signal.kind, attributes)
         k = self._keys.account(signal.account)
+        born = "~" + _digest(f"{device}\t{signal.content}")
         if signal.content and signal.account in self.quotas.starts.over:
-            await self._check_start(signal.account, signal.session, device, signal.content)
+            try:
+                await self._check_start(signal.account, signal.session, device, signal.content)
+            except Overloaded as error:
+                if error.code != QUOTA:
+                    raise
+                # A block, and no error: it stands among the answers to other accounts' signals.
+                return self._too_many(signal.session or born, named, error.retry_after_s)
         # A backend's decision is never refused for want of room: without it the answer is given, but not remembered.
         request_id = signal.request_id
         if request_id and not self.quotas.may_tell(signal.account, REMEMBERED, decides=True):
             request_id = ""
         written = self.quotas.beat(signal.account, ENTRY + len(data)) and not self._outage.thinned(k.base)
-        born = "~" + _digest(f"{device}\t{signal.content}")
         lifetime = int(signal.ttl_s * 1000) if signal.ttl_s else self._lifetimes[signal.evidence]
         who = orjson.dumps({"account": signal.account, "profile": signal.profile, "device": device})[1:-1]
         what = {"content": signal.content, "kind": named.kind or signal.kind, "v": 1}
@@ -478,13 +484,25 @@ class Decisions:
             "degraded": False,
         }
 
+    def _too_many(self, session: str, claims: Claims, wait_s: int) -> Decision:
+        """The answer to a backend about an account that starts more views than one may."""
+        self._metrics.decided("block", QUOTA, "", ())
+        return self._unasked(session, claims, self._settings.interval_ms) | {
+            "decision": "block", "reason": QUOTA, "retry_at": int(self._now() or time() * 1000) + wait_s * 1000,
+        }  # fmt: skip
+
     def _degraded(self, session: str, claims: Claims, interval: int) -> Decision:
         self._metrics.decided("degraded", "", "", ())
         self._unreal_at = monotonic()
+        return self._unasked(session, claims, interval) | {"degraded": True}
+
+    @staticmethod
+    def _unasked(session: str, claims: Claims, interval: int) -> Decision:
+        """What is said where no script was asked."""
         return {
             "decision": "allow", "session": session, "reason": None, "rule": None, "limit": None, "by": None,
             "lease_expires_at": None, "next_heartbeat_ms": interval, "retry_at": None, "conflicts": [], "duplicate": False,
-            "last_seq": None, "token_expires_at": claims.expires_at or None, "degraded": True,
+            "last_seq": None, "token_expires_at": claims.expires_at or None, "degraded": False,
         }  # fmt: skip
 
 

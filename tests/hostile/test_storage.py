@@ -99,8 +99,8 @@ def test_an_account_that_zaps_without_end_is_told_to_wait(backend: str, prefix: 
         with pytest.raises(Overloaded) as refused:
             world.beat("phone", "phone", "invented-more", limit=3)
         assert (refused.value.code, refused.value.retry_after_s) == (QUOTA, 1)
-        with pytest.raises(Overloaded):
-            world.signal("box", "invented-more", limit=3)
+        told = world.signal("box", "invented-more", limit=3)
+        assert (told["decision"], told["reason"], told["retry_at"]) == ("block", QUOTA, world.now + 1000)
         with pytest.raises(Overloaded):
             world.takeover("box", "tv", device="box", content="invented-more", kind="vod")
         assert world.beat("tv", "tv", "film", limit=3)["decision"] == "allow", "what runs goes on"
