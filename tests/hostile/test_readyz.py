@@ -92,6 +92,16 @@ def test_red_where_nobody_asks_for_a_decision(server: Server, tmp_path: Path, pr
         wait_for(lambda: api.get("/readyz").status_code == 200, "and green")
 
 
+def test_red_while_redis_does_not_answer_in_time(server: Server, tmp_path: Path, prefix: str) -> None:
+    with ApiProcess(server.url, tmp_path, prefix=prefix) as api, Redis(port=server.port) as client:
+        token = player("ann", max_streams=1)
+        client.execute_command("CLIENT", "PAUSE", 3_000, "ALL")
+        assert api.beat(token, "tv", "tv")["degraded"] is True
+        assert (api.get("/readyz").status_code, api.get("/readyz").json()["ready"]) == (503, False)
+        wait_for(lambda: api.get("/readyz").status_code == 200, "green again")
+        assert api.beat(token, "tv", "tv")["degraded"] is False
+
+
 def test_at_maxmemory_decisions_are_real(server: Server, tmp_path: Path, prefix: str) -> None:
     """Then it stays green: who is over the limit is refused."""
     with ApiProcess(server.url, tmp_path, prefix=prefix) as api, Redis(port=server.port) as client:
