@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,9 +75,7 @@ def test_large_heartbeats_are_decided_and_not_all_appended(world: World) -> None
 def test_small_heartbeats_without_end_are_bounded_too(world: World) -> None:
     for _ in range(1_200):
         assert world.beat("tv", "tv", limit=1)["decision"] == "allow"
-    assert (
-        sum(len(json.dumps(event)) for event in world.events("a", "heartbeat")) < 1.5 * world.settings.quota_beats_bytes
-    )
+    assert len(world.events("a", "heartbeat")) < 1_000
 
 
 def test_many_small_events_in_one_heartbeat_cost_what_they_become(world: World) -> None:
