@@ -231,11 +231,11 @@ class Decisions:
         request_id = signal.request_id
         if request_id and not self.quotas.may_tell(signal.account, REMEMBERED, decides=True):
             request_id = ""
-        written = self.quotas.beat(signal.account, ENTRY + len(data)) and not self._outage.thinned(k.base)
         lifetime = int(signal.ttl_s * 1000) if signal.ttl_s else self._lifetimes[signal.evidence]
         who = orjson.dumps({"account": signal.account, "profile": signal.profile, "device": device})[1:-1]
         what = {"content": signal.content, "kind": named.kind or signal.kind, "v": 1}
         body = orjson.dumps(what)[1:-1] + b',"data":' + data + b"}"
+        written = self.quotas.beat(signal.account, len(who) + len(body)) and not self._outage.thinned(k.base)
         args = (
             *self._common(signal.account), signal.session, born, ident, RANKS[signal.evidence], lifetime,
             "" if signal.at is None else signal.at, matched.policy, self._settings.unmatched,

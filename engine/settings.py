@@ -150,8 +150,8 @@ class Settings:
     )
     quota_bytes_per_s: int = _f(8 * 1024, "bytes it may tell in the long run, a second", low=1)
     quota_beats_bytes: int = _f(
-        128 * 1024,
-        "bytes of an account's heartbeats appended in ten seconds; more are decided, but not appended",
+        256 * 1024,
+        "bytes of an account's heartbeats and evidence appended in ten seconds; more are decided, but not appended",
         low=0,
     )
     quota_starts: int = _f(300, "views an account may start at once, refusals included; more are answered 429", low=1)

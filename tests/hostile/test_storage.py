@@ -58,31 +58,44 @@ def keys_like(world: World, pattern: str) -> int:
 # heartbeats
 
 
-def test_large_heartbeats_are_decided_and_not_all_appended(world: World) -> None:
+@pytest.fixture
+def narrow(backend: str, prefix: str) -> Iterator[World]:
+    with World(backend, prefix, quota_beats_bytes=128 * 1024) as world:
+        yield world
+
+
+def test_large_heartbeats_are_decided_and_not_all_appended(narrow: World) -> None:
     for _ in range(10):
-        assert world.beat("tv", "tv", limit=1, junk=BIG)["decision"] == "allow"
-        assert world.beat("phone", "phone", limit=1)["decision"] == "block"
-    appended = world.events("a", "heartbeat")
+        assert narrow.beat("tv", "tv", limit=1, junk=BIG)["decision"] == "allow"
+        assert narrow.beat("phone", "phone", limit=1)["decision"] == "block"
+    appended = narrow.events("a", "heartbeat")
     assert len(appended) == 2, "128 KiB in ten seconds"
-    assert world.metrics.over_quota.labels("heartbeats")._value.get() == 16, "the refused one's among them"
-    world.beat("tv", "tv", account="b", limit=1)
-    assert len(world.events("b", "heartbeat")) == 1, "nobody else's business"
-    world.wait(10)
-    world.beat("tv", "tv", limit=1)
-    assert len(world.events("a", "heartbeat")) == 3
+    assert narrow.metrics.over_quota.labels("heartbeats")._value.get() == 16, "the refused one's among them"
+    narrow.beat("tv", "tv", account="b", limit=1)
+    assert len(narrow.events("b", "heartbeat")) == 1, "nobody else's business"
+    narrow.wait(10)
+    narrow.beat("tv", "tv", limit=1)
+    assert len(narrow.events("a", "heartbeat")) == 3
 
 
-def test_small_heartbeats_without_end_are_bounded_too(world: World) -> None:
+def test_small_heartbeats_without_end_are_bounded_too(narrow: World) -> None:
     for _ in range(1_200):
-        assert world.beat("tv", "tv", limit=1)["decision"] == "allow"
-    assert len(world.events("a", "heartbeat")) < 1_000
+        assert narrow.beat("tv", "tv", limit=1)["decision"] == "allow"
+    assert len(narrow.events("a", "heartbeat")) < 1_000
 
 
-def test_many_small_events_in_one_heartbeat_cost_what_they_become(world: World) -> None:
+def test_evidence_without_end_is_bounded_too(narrow: World) -> None:
+    for _ in range(1_200):
+        assert narrow.signal("tv", "film", limit=1)["decision"] == "allow"
+        narrow.now += 1
+    assert len(narrow.events("a", "evidence")) < 1_000
+
+
+def test_many_small_events_in_one_heartbeat_cost_what_they_become(narrow: World) -> None:
     events = [{"type": "custom", "data": {}}] * 20
     for _ in range(50):
-        assert world.beat("tv", "tv", limit=1, events=events)["decision"] == "allow"
-    assert len(world.events("a", "custom")) < 500
+        assert narrow.beat("tv", "tv", limit=1, events=events)["decision"] == "allow"
+    assert len(narrow.events("a", "custom")) < 500
 
 
 # starts
