@@ -37,7 +37,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{log}:suspects                | hash   | silent view that the session Redis does not know → its outbox's last id then | 10 min |  |
 | pg:{log}:generations             | hash   | projection → its live generation                            | never, a field a projection | |
 | pg:{log}:<projection>:<gen>:…    | any    | a projection's state; its consumer's module says what       | by the projection    |       |
-| pg:{log}:quality:<gen>:of:<account>, :heard | hash, zset | session → what the fold keeps of it; when it was last heard of | 12 h of silence | 300 a session |
+| pg:{log}:quality:<gen>:of:<account>, :heard | hash, zset | session → what the fold keeps of it; when it was last heard of | 12 h of silence; newest 1,000 an account | 300 a session |
 | pg:{log}:dead:<consumer>         | stream | events it could not handle, each with the reason            | newest 10,000 kept, and 64 MiB | |
 | pg:{log}:bad                     | stream | rejected tracking events, each with the reason              | newest 100,000 kept, and 64 MiB; of an account 1 MiB | |
 | pg:{log}:bad:sizes, :dead:<consumer>:sizes | hash | account → bytes of its entries there; '' → of all     | with the entries     | 40 an account |
