@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from math import ceil
 
-from engine.errors import QUOTA, Overloaded
+from engine.errors import Overloaded, OverQuota
 from engine.metrics import Metrics
 from engine.outages import Outage
 from engine.settings import Settings
@@ -88,7 +88,7 @@ class Quotas:
             raise Overloaded("Redis has little memory left", retry_after_s=_FULL_RETRY_S, code=FULL)
         if wait := self._told.wait_s(account):
             self.refused("bytes")
-            raise Overloaded("this account tells more than one may", retry_after_s=ceil(wait), code=QUOTA)
+            raise OverQuota("this account tells more than one may", retry_after_s=ceil(wait))
 
     def may_tell(self, account: str, count: int, *, decides: bool = False) -> bool:
         """Like `tell`, for what is left out rather than refused."""
@@ -123,10 +123,10 @@ class Quotas:
 
     # starts
 
-    def refuse_start(self, wait_s: float) -> Overloaded:
+    def refuse_start(self, wait_s: float) -> OverQuota:
         """The error for a start that must wait."""
         self.refused("starts")
-        return Overloaded("this account starts more views than one may", retry_after_s=ceil(wait_s), code=QUOTA)
+        return OverQuota("this account starts more views than one may", retry_after_s=ceil(wait_s))
 
     def refused(self, what: str) -> None:
         self._metrics.over_quota.labels(what).inc()

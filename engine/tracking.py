@@ -19,7 +19,7 @@ import msgspec
 import orjson
 from msgspec import Meta, Raw, Struct
 
-from engine.errors import QUOTA, BadRequest, Overloaded
+from engine.errors import BadRequest, Overloaded, OverQuota
 from engine.keys import AccountKeys
 from engine.scripts import Arg
 from engine.wire import OWN_TYPES, Id, Kind, Millis, Seconds, Seq, decode
@@ -308,7 +308,7 @@ def fate(reply: list[Any]) -> Fate:
     repetitions could not be known."""
     full, flags, last, view, started_at, ident = reply
     if full == 2:
-        raise Overloaded("this account has told more today than one may", retry_after_s=DAY_RETRY_S, code=QUOTA)
+        raise OverQuota("this account has told more today than one may", retry_after_s=DAY_RETRY_S)
     if full:
         raise Overloaded("too many events wait to be processed", retry_after_s=5)
     names = ("device", "content", "kind", "device_type", "provider", "profile")

@@ -16,7 +16,7 @@ from engine.bad import EVENT_MAX, BadEvents
 from engine.clients import Clients
 from engine.deadletters import PAYLOAD_MAX
 from engine.embedded import VOLATILE, Server
-from engine.errors import QUOTA, Overloaded
+from engine.errors import Overloaded, OverQuota
 from engine.keys import Keys, sizes
 from engine.metrics import Metrics
 from engine.outages import Outage
@@ -28,6 +28,7 @@ from tests.harness import PARTITIONS, World
 from tests.servers import ApiProcess, player, service, wait_for
 
 BIG = "x" * 60_000
+QUOTA = OverQuota.code
 
 
 @pytest.fixture
