@@ -50,7 +50,7 @@ from engine.spool import Entry, Spool
 from engine.tokens import Claims, Tokens
 from engine.tracking import sift
 from engine.visitors import Visitors
-from engine.watch import Backlog
+from engine.watch import Backlog, Memory
 from engine.wire import decode_events, decode_kept_heartbeat
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class App:
         spilled = Spool(root and root / "events", settings.spool_max_bytes, metrics.spilled)
         spool.open()
         spilled.open()
-        decisions = Decisions(router, keys, settings, plans, metrics, outage, spool, clock.now)
+        decisions = Decisions(router, keys, settings, plans, metrics, outage, spool, clock.now, clock.monotonic)
         spill = Spill(client, router, keys, spilled, decisions.restore)
         revocations = Revocations(client, keys, tokens)
         announcer = Announcer(router, keys, settings, outage, now=clock.now, monotonic=clock.monotonic)
@@ -157,7 +157,7 @@ class App:
             await router.settle()
         else:
             await announcer.announce()
-        bad = BadEvents(log_client, keys, settings.bad_max, metrics)
+        bad = BadEvents(log_client, keys, settings, metrics, decisions.quotas)
         asks = Asks(settings.log_redis_url or (settings.redis_url if log_client is not None else ""), keys)
         published = Published(log_client, keys)
         streams = Streams(settings, published, metrics)
@@ -200,10 +200,12 @@ class App:
             outage.skipped = 0
             metrics.flush()
             visitors.forget()
+            decisions.quotas.turn()
 
+        memory = Memory({"session": client, "log": log_client}, settings.memory_high, metrics, outage)
         backlog = Backlog(client, keys, settings, metrics, outage)
         # A virtual clock announces when it moves (api/clock.py).
-        chores = (flush,) if clock.virtual else (announcer.announce, flush)
+        chores = (router.prove, flush) if clock.virtual else (announcer.announce, router.prove, flush)
         fast = asyncio.create_task(every(1.0, *chores))
         # Apart from the announcements, which must not wait for a long spool: a process that is silent has vanished.
         back = asyncio.create_task(every(1.0, replay, spill.give_back))
@@ -215,7 +217,7 @@ class App:
             if log_client is not None:
                 metrics.flows(await answered(lag.look(log_client, keys, settings.groups)))
 
-        slow = asyncio.create_task(every(_SLOW_EVERY_S, backlog.look, take, flow))
+        slow = asyncio.create_task(every(_SLOW_EVERY_S, memory.look, backlog.look, take, flow))
         lists = asyncio.create_task(published.follow())
         upkeep = asyncio.create_task(every(1.0, plans.refresh, revocations.refresh, tokens.refresh_keys))
         _settle_garbage()

@@ -40,6 +40,7 @@ class Events:
         if not claims.account:
             claims.require("signals")
         account = claims.account_or(batch.account)
+        services.decisions.quotas.check(account)
         stated = _stated(claims, batch)
         good, bad = tracking.sort(account, batch.session, batch.events)
         fate = await self._append(account, batch.session, stated, good)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from api import openapi_admin, openapi_audience, openapi_behaviour, openapi_events, openapi_history, openapi_quality
+from engine.router import REFUSALS
 from engine.wire import (
     EVENT_TYPE,
     EVENTS_MAX,
@@ -102,7 +103,16 @@ def _answers() -> dict[str, Schema]:
         "session": _of("string", "the session this is about; '' for a check that named none"),
         "reason": {
             "description": "why it is blocked",
-            "enum": ["limit_reached", "evicted", "takeover", "displaced", "superseded", "takeover_limited", None],
+            "enum": [
+                "limit_reached",
+                "evicted",
+                "takeover",
+                "displaced",
+                "superseded",
+                "takeover_limited",
+                "quota",
+                None,
+            ],
         },
         "rule": _of("string", "the rule whose limit is reached", null=True),
         "limit": _of("integer", "that rule's limit", null=True),
@@ -133,7 +143,8 @@ def _answers() -> dict[str, Schema]:
     }  # fmt: skip
     error = {"code": _of("string", "stable, for programs"), "message": _of("string", "for people"),
              "field": _of("string", "what to correct; absent if nothing in the request is wrong")}  # fmt: skip
-    ready: dict[str, Schema] = {"ready": {"type": "boolean"}, "redis": {"enum": ["up", "down"]},
+    ready: dict[str, Schema] = {"ready": {"type": "boolean"}, "redis": {"enum": ["up", "down", "slow", "oom", *REFUSALS.values()]},
+             "memory": {"enum": ["ok", "high"], "description": "high: only decisions write; a warning, not an outage"},
              "plans": _of("string", "'ok', or what is wrong with the plans file"),
              "api_processes": _of("integer", "API processes alive")}  # fmt: skip
     sessions: dict[str, Schema] = {"items": {"type": "array", "items": {"$ref": _REF.format(name="Session")}},
@@ -205,7 +216,12 @@ _ERRORS = {
     ),
     413: _error("The body exceeds its limit", "too_large", "body"),
     422: _error("The question needs more time or memory than one may have: ask for less", "query_too_slow", None),
-    429: _error("Too many decisions under way", "overloaded", None, _RETRY),
+    429: _error(
+        "Too many decisions under way; or (code `quota`) this account asks for more than one may",
+        "overloaded",
+        None,
+        _RETRY,
+    ),
     503: _error("Session Redis is away", "unavailable", None, _RETRY),
 }
 
@@ -523,8 +539,8 @@ def _operation_paths() -> Schema:
                      "content": {"text/plain": {"schema": {"type": "string"}, "example": "pulsegate_redis_up 1.0\n"}}}}  # fmt: skip
     document_ = {200: {"description": "OpenAPI 3.1", "headers": _headers(), "content": {
         "application/json": {"schema": {"type": "object"}, "example": {"openapi": "3.1.0"}}}}}  # fmt: skip
-    ready = {"ready": True, "redis": "up", "plans": "ok", "api_processes": 1}
-    red = {503: {"description": "Session Redis is away; calls are answered in degraded mode", "headers": _headers(),
+    ready = {"ready": True, "redis": "up", "memory": "ok", "plans": "ok", "api_processes": 1}
+    red = {503: {"description": "Session Redis is away, or refuses; calls are answered in degraded mode", "headers": _headers(),
                  "content": _json("Ready", down=ready | {"ready": False, "redis": "down"})}}  # fmt: skip
     return {
         "/healthz": {"get": _operation(

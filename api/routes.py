@@ -196,10 +196,14 @@ class Routes:
 
     async def readyz(self, request: Request) -> Response:
         services = self._services
-        ready = services.router.ready
+        redis = services.router.state
+        if redis == "up" and services.decisions.unreal:
+            redis = "slow"
+        ready = redis == "up"
         said = {
             "ready": ready,
-            "redis": "up" if ready else "down",
+            "redis": redis,
+            "memory": "high" if services.outage.full else "ok",
             "plans": services.plans.error or "ok",
             "api_processes": services.outage.processes,
         }

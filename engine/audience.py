@@ -31,7 +31,10 @@ KINDS = ("live", "vod", "")
 MINUTE_MS = 60_000
 MINUTES = 360
 SLOT = struct.Struct(">HI")
+RING_S = MINUTES * 60 + 600
+"""A content's ring has nothing to say once its last slot is older than a turn."""
 KEEP_S = 86_400
+"""The sum of all says which minutes were measured at all."""
 _COUNT_MAX = 2**32 - 1
 _RINGS_A_CALL = 1_000
 
@@ -80,15 +83,18 @@ def record(log: Redis, keys: Keys, minute: int, totals: Mapping[str, int]) -> in
         kind, content, _ = name.split("\t")
         counts[kind, content] += count
     rings = [(keys.series(kind, content), count) for (kind, content), count in counts.items() if count > 0]
-    rings.append((keys.series(), sum(count for _, count in rings)))
     script = scripts.load("series")
     run = log.register_script(script.source)
-    for begin in range(0, len(rings), _RINGS_A_CALL):
-        part = rings[begin : begin + _RINGS_A_CALL]
-        args: list[int | bytes] = [offset(minute), KEEP_S, *(slot(minute, count) for _, count in part)]
+
+    def write(part: Sequence[tuple[str, int]], keep_s: int) -> None:
+        args: list[int | bytes] = [offset(minute), keep_s, *(slot(minute, count) for _, count in part)]
         script.check(len(part), len(args))
         run(keys=[ring for ring, _ in part], args=args)
-    return len(rings)
+
+    for begin in range(0, len(rings), _RINGS_A_CALL):
+        write(rings[begin : begin + _RINGS_A_CALL], RING_S)
+    write([(keys.series(), sum(count for _, count in rings))], KEEP_S)
+    return len(rings) + 1
 
 
 def series(rings: Sequence[Series], every: Series, now_ms: int) -> list[dict[str, int | None]]:

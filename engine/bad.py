@@ -1,8 +1,10 @@
 """Bad events: tracking events that were rejected, each with its reason, kept until somebody has fixed what was wrong.
 
-One stream on the log Redis (`keys.bad`), of which about the newest `PULSEGATE_BAD_MAX` are kept. An entry has the fields
+One stream on the log Redis (`keys.bad`), of which the newest `PULSEGATE_BAD_MAX` and `PULSEGATE_BAD_MAX_BYTES` are kept. No
+account has more than `PULSEGATE_BAD_ACCOUNT_BYTES` of it, so that none pushes out what others sent. An entry has the fields
 `at` (ms, when it arrived), `account`, `session`, `reason` (a code), `message`, `field`, `event` (its JSON as it came) and
-`envelope` (JSON: profile, device, content, kind, view, started_at), so that a replay gives the event that would have been.
+`envelope` (JSON: profile, device, content, kind, view, started_at), so that a replay gives the event that would have been; and
+`size` where only the first `EVENT_MAX` bytes of so many are kept: it can be looked at, not replayed.
 """
 
 from __future__ import annotations
@@ -17,13 +19,19 @@ import orjson
 from redis import Redis
 from redis.exceptions import RedisError
 
+from engine import keeping
 from engine.keys import Keys
 from engine.metrics import Metrics
+from engine.quotas import ENTRY, Quotas
+from engine.settings import Settings
 from engine.tracking import Rejected
 
 log = logging.getLogger(__name__)
 
 PAGE = 500
+EVENT_MAX = 16 * 1024
+"""Bytes of an event that are kept."""
+TEXT_MAX = 1_000
 _AGAIN_S = 1.0
 _UNDER_WAY_MAX = 64
 _TEXTS = ("account", "session", "reason", "message", "field")
@@ -33,34 +41,47 @@ class BadEvents:
     """The keeper's side, one per API process. `client` is redis-py's asyncio client, None if there is no log Redis."""
 
     def __init__(
-        self, client: Any, keys: Keys, most: int, metrics: Metrics, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._client, self._key, self._most, self._metrics, self._clock = client, keys.bad, most, metrics, clock
+        self, client: Any, keys: Keys, settings: Settings, metrics: Metrics, quotas: Quotas,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._client, self._key, self._metrics, self._quotas, self._clock = client, keys.bad, metrics, quotas, clock
+        self._bounds = (settings.bad_max, settings.bad_max_bytes, settings.bad_account_bytes)
         self._try_at = 0.0
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def keep(self, account: str, session: str, envelope: dict[str, Any], rejected: Sequence[Rejected]) -> None:
-        """Never raises: what the log Redis does not take is logged and counted as lost."""
+        """Never raises: what the log Redis does not take is logged and counted as lost, what no quota allows only counted."""
         now = time.monotonic()
+        if not self._quotas.may_tell(account, sum(ENTRY + min(len(bad.raw), EVENT_MAX) for bad in rejected)):
+            self._metrics.bad.labels("over_quota").inc(len(rejected))
+            return
         try:
             if self._client is None or now < self._try_at:
                 raise RedisError("the log Redis is away")
-            await self._write(account, session, envelope, rejected)
+            kept = await self._write(account, session, envelope, rejected)
         except (RedisError, OSError) as error:
             if now >= self._try_at:
                 self._try_at = time.monotonic() + _AGAIN_S
             self._lose(account, rejected, str(error))
         else:
-            self._metrics.bad.labels("kept").inc(len(rejected))
+            self._metrics.bad.labels("kept").inc(kept)
+            self._metrics.bad.labels("over_quota").inc(len(rejected) - kept)
 
-    async def _write(self, account: str, session: str, envelope: dict[str, Any], rejected: Sequence[Rejected]) -> None:
+    async def _write(self, account: str, session: str, envelope: dict[str, Any], rejected: Sequence[Rejected]) -> int:
+        """How many of them the account's share had room for."""
         common: dict[str, Any] = {"at": int(self._clock() * 1000), "account": account, "session": session}
         common["envelope"] = orjson.dumps(envelope)
         async with self._client.pipeline(transaction=True) as pipe:
             for bad in rejected:
-                said = {"reason": bad.code, "message": bad.message, "field": bad.field, "event": bad.raw}
-                pipe.xadd(self._key, common | said, maxlen=self._most, approximate=True)
-            await pipe.execute()
+                event, size = keeping.cut(bad.raw, EVENT_MAX)
+                said = {
+                    "reason": bad.code,
+                    "message": bad.message[:TEXT_MAX],
+                    "field": bad.field[:TEXT_MAX],
+                    "event": event,
+                }
+                pipe.execute_command(*keeping.command(self._key, common | said | size, *self._bounds, account))
+            return sum(await pipe.execute())
 
     def _lose(self, account: str, rejected: Sequence[Rejected], why: str) -> None:
         self._metrics.bad.labels("lost").inc(len(rejected))
@@ -98,6 +119,8 @@ class BadEvent(NamedTuple):
     field: str
     event: bytes
     envelope: dict[str, Any]
+    size: int = 0
+    """Bytes the event had, where only its beginning is kept."""
 
     def describe(self) -> dict[str, Any]:
         """For people and programs; the event is text, so that it stays byte for byte."""
@@ -147,10 +170,10 @@ def _entries(page: Any) -> Iterator[BadEvent]:
         texts = [fields.get(name.encode(), b"").decode(errors="replace") for name in _TEXTS]
         envelope = orjson.loads(fields.get(b"envelope") or b"{}")
         account, session, reason, message, field = texts
-        event, at = fields.get(b"event", b""), int(fields.get(b"at", 0))
-        yield BadEvent(id_.decode(), at, account, session, reason, message, field, event, envelope)
+        event, at, size = fields.get(b"event", b""), int(fields.get(b"at", 0)), int(fields.get(b"size", 0))
+        yield BadEvent(id_.decode(), at, account, session, reason, message, field, event, envelope, size)
 
 
 def remove(client: Redis, keys: Keys, ids: Sequence[str]) -> int:
     """Takes entries away; how many there were."""
-    return int(client.xdel(keys.bad, *ids)) if ids else 0
+    return keeping.remove(client, keys.bad, ids)

@@ -77,6 +77,10 @@ def replay(clients: Clients, ids: tuple[str, ...] | list[str] = (), reason: str 
     """
     done: Counter[str] = Counter()
     for entry in bad.find(clients.log, clients.keys, ids=ids, reason=reason):
+        if entry.size:
+            done["bad"] += 1
+            print(f"{entry.id}: only the first {len(entry.event)} of its {entry.size} bytes were kept")
+            continue
         try:
             good = tracking.judge(entry.account, entry.session, entry.event)
         except BadRequest as error:

@@ -1,7 +1,8 @@
 """Dead letters: events that a consumer or a receiver will never take, each with the reason, kept until someone looks.
 
 One stream per consumer or sink (`keys.dead`), whose newest entries are kept. An entry has the fields `id` (the event's:
-partition and stream id), `e` (its payload), `why` and `at` (ms, when it was buried).
+partition and stream id), `e` (its payload), `why` and `at` (ms, when it was buried); and `size` where only the first
+`PAYLOAD_MAX` bytes of so many are kept: the event itself is in the lake.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from typing import Any
 import msgspec
 from redis import Redis
 
+from engine import keeping
 from engine.events import Event, read
 from engine.keys import Keys
+from engine.scripts import Arg
 
 PAGE = 500
 WHY_MAX = 500
+PAYLOAD_MAX = 64 * 1024
+"""Bytes of an event that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +34,21 @@ class DeadLetter:
     payload: bytes
     why: str
     at: int
+    size: int = 0
+    """Bytes the event had, where only its beginning is kept."""
 
     def event(self) -> Event:
-        """Raises msgspec.DecodeError if the payload is none, which may be why it is here."""
+        """Raises msgspec.DecodeError if the payload is none, which may be why it is here, and ValueError if it was cut."""
+        if self.size:
+            raise ValueError(f"only the first {len(self.payload)} of its {self.size} bytes were kept")
         partition, _, stream_id = self.of.partition("-")
         return read(int(partition), stream_id, self.payload)
 
 
-def fields(of: str, payload: bytes, why: str, at: int) -> dict[str, str | bytes | int]:
+def fields(of: str, payload: bytes, why: str, at: int) -> dict[str, Arg]:
     """The entry of a letter about the event with id `of`. `at` is ms."""
-    return {"id": of, "e": payload, "why": why[:WHY_MAX], "at": at}
+    kept, size = keeping.cut(payload, PAYLOAD_MAX)
+    return {"id": of, "e": kept, "why": why[:WHY_MAX], "at": at, **size}
 
 
 def letters(client: Redis, keys: Keys, name: str) -> Iterator[DeadLetter]:
@@ -48,7 +58,8 @@ def letters(client: Redis, keys: Keys, name: str) -> Iterator[DeadLetter]:
         for id_, found in page:
             said = {key: found.get(key.encode(), b"").decode(errors="replace") for key in ("id", "why", "at")}
             payload = bytes(found.get(b"e", b""))
-            yield DeadLetter(id_.decode(), said["id"], payload, said["why"], int(said["at"] or 0))
+            size = int(found.get(b"size", 0))
+            yield DeadLetter(id_.decode(), said["id"], payload, said["why"], int(said["at"] or 0), size)
         after = f"({page[-1][0].decode()}"
 
 
@@ -58,7 +69,7 @@ def _page(client: Redis, key: str, after: str) -> Any:
 
 def remove(client: Redis, keys: Keys, name: str, ids: Sequence[str]) -> int:
     """Takes letters away, by their own ids; how many there were."""
-    return int(client.xdel(keys.dead(name), *ids)) if ids else 0
+    return keeping.remove(client, keys.dead(name), ids)
 
 
 def count(client: Redis, keys: Keys, name: str) -> int:

@@ -10,18 +10,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from time import perf_counter, time
+from time import monotonic, perf_counter, time
 from typing import Any
 
 import orjson
 
 from engine import scripts, tracking, viewers
 from engine.completion import Thresholds, completed_point
-from engine.errors import AccountBusy, BadRequest, Conflict, Forbidden, NotFound, Overloaded, Unavailable
+from engine.errors import AccountBusy, BadRequest, Conflict, Forbidden, NotFound, Overloaded, OverQuota, Unavailable
 from engine.keys import Keys
 from engine.metrics import Metrics
 from engine.outages import Outage
 from engine.plans import Matched, PlanFile
+from engine.quotas import ENTRY, Quotas
 from engine.scripts import Arg, Executor
 from engine.settings import Settings
 from engine.spool import Spool
@@ -35,6 +36,10 @@ Decision = dict[str, Any]
 SPOOLED = ("account", "plan", "max_streams", "device", "device_type", "provider", "kind")
 """What is kept of the token with a spooled heartbeat."""
 
+REMEMBERED = 512
+"""Bytes of an answer to a request id, about."""
+_UNREAL_S = 5.0
+
 ALLOW, BLOCK, UNKNOWN_TARGET = range(3)
 """Reply codes, shared with lua/lib/reply.lua."""
 
@@ -44,7 +49,7 @@ class Decisions:
 
     def __init__(
         self, executor: Executor, keys: Keys, settings: Settings, plans: PlanFile, metrics: Metrics, outage: Outage,
-        spool: Spool, now: Callable[[], Arg] = lambda: "",
+        spool: Spool, now: Callable[[], Arg] = lambda: "", clock: Callable[[], float] = monotonic,
     ) -> None:  # fmt: skip
         self._executor = executor
         self._keys = keys
@@ -56,8 +61,11 @@ class Decisions:
         self._now = now
         self._tuning = (0, 0, settings.tuning())
         self._thresholds = Thresholds.of(settings)
+        self.quotas = Quotas(settings, metrics, outage, clock)
         self._inflight = 0
         self._under_way: dict[str, int] = {}
+        self._unreal_at = -_UNREAL_S
+        """When a decision was last given without Redis (s, monotonic), if none was given by it since."""
         self._lifetimes = {
             "token": settings.token_ms, "licence": settings.licence_ms, "manifest": settings.manifest_ms,
             "segment": settings.segment_ms,
@@ -78,7 +86,12 @@ class Decisions:
     async def heartbeat(
         self, claims: Claims, beat: Heartbeat, body: bytes, events: list[tuple[str, bytes]], at: Arg = ""
     ) -> Decision:
-        """A player's heartbeat. `body` is its JSON as it came; `at` (ms) is when it arrived, if it was spooled."""
+        """A player's heartbeat. `body` is its JSON as it came; `at` (ms) is when it arrived, if it was spooled.
+
+        Raises Overloaded, of an account that starts too many views also with the code `quota`.
+        """
+        if at == "" and claims.account in self.quotas.starts.over:
+            await self._check_start(claims.account, beat.session, beat.device, beat.content)
         keys, args, interval = self._heartbeat_call(claims, beat, body, events, at)
         try:
             reply = await self._run(self._heartbeat, keys, args)
@@ -89,12 +102,14 @@ class Decisions:
             return self._degraded(beat.session, claims, interval)
         if at == "":
             self._count_viewer(claims.account, beat.content, reply)
+            self._count_start(claims.account, reply)
         return self._decision(beat.session, claims, reply, interval, beat.seq)
 
     def submit(self, claims: Claims, beat: Heartbeat, body: bytes, tell: Callable[[Decision | None], None]) -> bool:
         """A heartbeat without events, without a task that waits: `tell` is called with its decision, or with None where only
         `heartbeat` can give one. False (and `tell` is never called) if that is known now. Raises PulsegateError."""
-        if self._inflight >= self._settings.inflight_max or self._busy(claims.account):
+        starts = self.quotas.starts
+        if self._inflight >= self._settings.inflight_max or self._busy(claims.account) or claims.account in starts.over:
             return False
         keys, args, interval = self._heartbeat_call(claims, beat, body, [], "")
         if not self._executor.submit(self._heartbeat, keys, args, _Submitted(self, claims, beat, interval, tell)):
@@ -123,9 +138,16 @@ class Decisions:
             "account": account, "profile": beat.profile, "device": device, "session": beat.session,
             "content": beat.content, "kind": kind, "v": 1,
         })[1:-1] + b',"data":'  # fmt: skip
+        written = common + body + b"}"
+        count = len(written)
         extra: list[Arg] = []
         for name, data in events:
             extra += (name, common + data + b"}")
+            count += len(common) + len(data) + ENTRY
+        if at == "" and not self.quotas.beat(account, count):
+            written, extra = b"", []
+        elif self._outage.thinned(k.base):
+            written, extra = b"", [] if self._outage.full else extra
         length, completed = "", ""
         if kind != "live" and (beat.duration or beat.credits):
             length = f"\t{beat.duration:.0f}" if beat.duration and beat.duration >= 1 else ""
@@ -135,7 +157,7 @@ class Decisions:
             beat.session, f"{device}\t{beat.content}\t{kind}\t{device_type}\t{provider}\t{beat.profile}\t{matched.held}{length}",
             beat.seq, STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), "" if stretch == 1 else interval,
             int(self._settings.lifetime_ms * stretch), "" if beat.rate == 1 else beat.rate, matched.policy, at,
-            b"" if self._outage.thinned(k.base) else common + body + b"}", completed, *extra,
+            written, completed, *extra,
         )  # fmt: skip
         return (k.leases, k.deadlines, k.outbox), args, interval
 
@@ -173,6 +195,10 @@ class Decisions:
         """Stops the stream the viewer chose and starts this one. Raises Conflict, NotFound, Unavailable."""
         account = claims.account_or(ask.account)
         k = self._keys.account(account)
+        if wait := self.quotas.starts.wait_s(account):
+            raise self.quotas.refuse_start(wait)
+        if ask.request_id:
+            self.quotas.tell(account, REMEMBERED, decides=True)
         ident, matched = await self._takeover_stream(claims, account, session, ask)
         s = self._settings
         args = (
@@ -184,6 +210,7 @@ class Decisions:
         if reply[0] == UNKNOWN_TARGET:
             raise NotFound("no such running session", code="unknown_session", field="stop")
         self._count_viewer(account, "", reply)
+        self._count_start(account, reply)
         return self._decision(session, claims, reply, s.interval_ms)
 
     async def signal(self, signal: Signal, data: bytes, claims: Claims | None = None) -> Decision:
@@ -194,14 +221,25 @@ class Decisions:
         ident, matched = self._ident(named, device, signal.content, signal.kind, attributes)
         k = self._keys.account(signal.account)
         born = "~" + _digest(f"{device}\t{signal.content}")
+        if signal.content and signal.account in self.quotas.starts.over:
+            try:
+                await self._check_start(signal.account, signal.session, device, signal.content)
+            except OverQuota as error:
+                # A block, and no error: it stands among the answers to other accounts' signals.
+                return self._too_many(signal.session or born, named, error.retry_after_s)
+        # A backend's decision is never refused for want of room: without it the answer is given, but not remembered.
+        request_id = signal.request_id
+        if request_id and not self.quotas.may_tell(signal.account, REMEMBERED, decides=True):
+            request_id = ""
         lifetime = int(signal.ttl_s * 1000) if signal.ttl_s else self._lifetimes[signal.evidence]
         who = orjson.dumps({"account": signal.account, "profile": signal.profile, "device": device})[1:-1]
         what = {"content": signal.content, "kind": named.kind or signal.kind, "v": 1}
         body = orjson.dumps(what)[1:-1] + b',"data":' + data + b"}"
+        written = self.quotas.beat(signal.account, len(who) + len(body)) and not self._outage.thinned(k.base)
         args = (
             *self._common(signal.account), signal.session, born, ident, RANKS[signal.evidence], lifetime,
             "" if signal.at is None else signal.at, matched.policy, self._settings.unmatched,
-            who, b"" if self._outage.thinned(k.base) else body, signal.request_id, self._settings.request_ttl_ms,
+            who, body if written else b"", request_id, self._settings.request_ttl_ms,
         )  # fmt: skip
         keys = (k.leases, k.deadlines, k.outbox, k.request(f"signal:{signal.request_id}"))
         try:
@@ -209,6 +247,7 @@ class Decisions:
         except Unavailable:
             return self._degraded(signal.session or born, named, self._settings.interval_ms)
         self._count_viewer(signal.account, signal.content, reply)
+        self._count_start(signal.account, reply)
         return self._decision(signal.session or born, named, reply, self._settings.interval_ms)
 
     async def signals(self, signals: Sequence[tuple[Signal, bytes]]) -> list[Decision]:
@@ -246,7 +285,7 @@ class Decisions:
         """Appends events (type, event_id or '', JSON from "account" on), each `event_id` once within a day or two.
 
         Returns what became of each (1 appended, 0 duplicate) and the outbox id of the last one appended, or ''.
-        Raises Unavailable, and Overloaded while the outbox is above `outbox_high`.
+        Raises Unavailable, and Overloaded while the outbox is above `outbox_high` or the account above its quota.
         """
         fate = await self.track(account, [(*event, b"") for event in events], session)
         return fate.flags, fate.last
@@ -256,10 +295,12 @@ class Decisions:
     ) -> tracking.Fate:
         """Like `record`; `fill` names the envelope's fields that the session's record knows. No events: only looks."""
         triples = tuple(arg for event in events for arg in tracking.triple(*event))
+        if triples:
+            self.quotas.tell(account, sum(ENTRY + len(event[2]) for event in events))
         told = tracking.Told(session, fill, triples=triples)
         keys, args = told.call(self._keys.account(account), self._common(account), self._settings.outbox_high)
         reply = await self._run(self._track, keys, args)
-        self._metrics.overloaded.inc(reply[0])
+        self._metrics.overloaded.inc(1 if reply[0] else 0)
         return tracking.fate(reply)
 
     async def restore(self, event: str) -> bool:
@@ -272,6 +313,11 @@ class Decisions:
         except Overloaded:
             return False
         return True
+
+    @property
+    def unreal(self) -> bool:
+        """Whether decisions of the last few seconds were given without Redis, and none by it since."""
+        return monotonic() - self._unreal_at < _UNREAL_S
 
     async def close(self) -> None:
         """Waits for what was sent without waiting for it."""
@@ -335,11 +381,30 @@ class Decisions:
         self._counting.add(task)
         task.add_done_callback(self._counted)
 
+    def _count_start(self, account: str, reply: list[Any] | int) -> None:
+        """A view that began or was refused leaves something behind; both are told apart from what goes on by the reply."""
+        if not isinstance(reply, int) and not reply[3] and (reply[0] == BLOCK or (len(reply) > 5 and reply[5])):
+            self.quotas.starts.take(account, 1)
+
+    async def _check_start(self, account: str, session: str, device: str, content: str) -> None:
+        """What runs goes on, whatever the account starts beside it. Raises Overloaded."""
+        wait = self.quotas.starts.wait_s(account)
+        if not wait:
+            return
+        try:
+            running = await self.sessions(account)
+        except Unavailable:
+            return
+        for item in running:
+            if item["content"] == content and session in ("", item["session"]) and device in ("", item["device"]):
+                return
+        raise self.quotas.refuse_start(wait)
+
     def _counted(self, task: asyncio.Future[Any]) -> None:
         self._counting.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | Overloaded):
             log.debug("viewer", extra={"why": error.message})
         else:
             log.error("viewer", exc_info=error)
@@ -413,6 +478,7 @@ class Decisions:
     # answers
 
     def _decision(self, session: str, claims: Claims, reply: list[Any] | int, interval: int, seq: int = -1) -> Decision:
+        self._unreal_at = -_UNREAL_S
         if isinstance(reply, int):
             code, expires, last_seq, duplicate, detail = ALLOW, abs(reply), seq, 0, b""
         else:
@@ -451,12 +517,25 @@ class Decisions:
             "degraded": False,
         }
 
+    def _too_many(self, session: str, claims: Claims, wait_s: int) -> Decision:
+        """The answer to a backend about an account that starts more views than one may."""
+        self._metrics.decided("block", OverQuota.code, "", ())
+        return self._unasked(session, claims, self._settings.interval_ms) | {
+            "decision": "block", "reason": OverQuota.code, "retry_at": int(self._now() or time() * 1000) + wait_s * 1000,
+        }  # fmt: skip
+
     def _degraded(self, session: str, claims: Claims, interval: int) -> Decision:
         self._metrics.decided("degraded", "", "", ())
+        self._unreal_at = monotonic()
+        return self._unasked(session, claims, interval) | {"degraded": True}
+
+    @staticmethod
+    def _unasked(session: str, claims: Claims, interval: int) -> Decision:
+        """What is said where no script was asked."""
         return {
             "decision": "allow", "session": session, "reason": None, "rule": None, "limit": None, "by": None,
             "lease_expires_at": None, "next_heartbeat_ms": interval, "retry_at": None, "conflicts": [], "duplicate": False,
-            "last_seq": None, "token_expires_at": claims.expires_at or None, "degraded": True,
+            "last_seq": None, "token_expires_at": claims.expires_at or None, "degraded": False,
         }  # fmt: skip
 
 
@@ -481,6 +560,7 @@ class _Submitted:
         decision = None
         if isinstance(reply, int | list):
             decisions._count_viewer(claims.account, beat.content, reply)
+            decisions._count_start(claims.account, reply)
             decision = decisions._decision(beat.session, claims, reply, self._interval, beat.seq)
         self._tell(decision)
 

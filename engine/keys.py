@@ -12,6 +12,7 @@ Everything an account owns carries its partition's hash tag, so one script write
 | pg:{p17}:takeovers:<account>     | string | takeovers lately                                            | 10 min               |       |
 | pg:{p17}:seen:<account>:<day>    | set    | 8-byte digests of the tracking events of that day (UTC)      | at the end of the next day | 11–18 an event; 45 above 127 a day |
 | pg:{p17}:seen:<account>:<day>:n  | hash   | digest of a series, number ÷ 512 → a bit for each number that came (CMCD reports) | the same | 150 a session, and 1/8 a report |
+| pg:{p17}:proof                   | string | that the node took a write lately (lua/prove.lua)           | 1 min                | 70 a node |
 | pg:{p17}:outbox                  | stream | events, one JSON field `e`                                  | behind what the log has on disk |       |
 | pg:{p17}:held                    | hash   | rule → leases held in this partition                        | never, a field a rule |      |
 | pg:{p17}:audience                | zset   | `<kind>\\t<content>\\t<provider>` → views watched now in this partition; with `\\t@` → accounts | with its last view | 40 an entry |
@@ -36,9 +37,10 @@ The log Redis, which is never a cluster, holds:
 | pg:{log}:suspects                | hash   | silent view that the session Redis does not know → its outbox's last id then | 10 min |  |
 | pg:{log}:generations             | hash   | projection → its live generation                            | never, a field a projection | |
 | pg:{log}:<projection>:<gen>:…    | any    | a projection's state; its consumer's module says what       | by the projection    |       |
-| pg:{log}:quality:<gen>:of:<account>, :heard | hash, zset | session → what the fold keeps of it; when it was last heard of | 12 h of silence | 300 a session |
-| pg:{log}:dead:<consumer>         | stream | events it could not handle, each with the reason            | newest 10,000 kept   |       |
-| pg:{log}:bad                     | stream | rejected tracking events, each with the reason              | newest 100,000 kept  |       |
+| pg:{log}:quality:<gen>:of:<account>, :heard | hash, zset | session → what the fold keeps of it; when it was last heard of | 12 h of silence; newest 1,000 an account | 300 a session |
+| pg:{log}:dead:<consumer>         | stream | events it could not handle, each with the reason            | newest 10,000 kept, and 64 MiB | |
+| pg:{log}:bad                     | stream | rejected tracking events, each with the reason              | newest 100,000 kept, and 64 MiB; of an account 1 MiB | |
+| pg:{log}:bad:sizes, :dead:<consumer>:sizes | hash | account → bytes of its entries there; '' → of all     | with the entries     | 40 an account |
 | pg:{log}:backoff:<sink>          | hash   | failures in a row, why, `until` (ms) it is left alone, by group | 2 h after the last failure | |
 | pg:{log}:flight:<sink>           | hash   | group → JSON: the batch under way, as positions after it     | when it has arrived  |       |
 | pg:{trending}:totals             | hash   | `<kind>\\t<content>\\t<provider>` → views watched now       | with the last view   | 60 an entry |
@@ -52,7 +54,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{trending}:providers          | set    | providers that occur in the totals                          | overwritten          |       |
 | pg:{trending}:contents           | hash   | content → JSON {kind, title, runtime (s), provider, hidden}: the catalogue | when it is removed | 100–200 a content |
 | pg:{trending}:contents:version   | string | counts the changes of the catalogue                         | never                |       |
-| pg:{trending}:series:<kind>:<content> | string | views watched, one 6-byte slot a minute for 6 h (engine/audience.py); `series::` has the sum of all | a day after the last | 2,700 a content |
+| pg:{trending}:series:<kind>:<content> | string | views watched, one 6-byte slot a minute for 6 h (engine/audience.py); `series::` has the sum of all | 6 h after the last, the sum a day | 2,700 a content |
 | pg:{alerts}:states, :told, :sent | hash, stream, string | alerts: engine/alerts/store.py says what  | 10,000 told are kept | 200 a rule and group |
 | pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
 | pg:{work}:groups                 | string | into how many groups those at work divide the partitions    | 10 s after the last of them | |
@@ -65,6 +67,11 @@ can be forgotten and neither needs an expiry.
 from __future__ import annotations
 
 from engine.partitions import partition_of, tags
+
+
+def sizes(key: str) -> str:
+    """How many bytes a kept stream has, by account."""
+    return f"{key}:sizes"
 
 
 class AccountKeys:
@@ -126,6 +133,9 @@ class Keys:
 
     def outbox(self, partition: int) -> str:
         return f"{self._bases[partition]}:outbox"
+
+    def proof(self, partition: int) -> str:
+        return f"{self._bases[partition]}:proof"
 
     def audience(self, partition: int) -> str:
         return f"{self._bases[partition]}:audience"

@@ -27,7 +27,7 @@ class Marks:
     """`client` is redis-py's asyncio client of the log Redis, None where there is no log yet."""
 
     def __init__(self, client: Any, keys: Keys) -> None:
-        self._client, self._keys = client, keys
+        self._client, self.keys = client, keys
         self._script = scripts.load("raise")
 
     async def raise_outboxes(self, executor: Executor) -> None:
@@ -35,12 +35,12 @@ class Marks:
         them too, and a clock that has not gone back gives greater ids by itself."""
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                found = await self._client.hgetall(self._keys.mirrored) if self._client is not None else {}
+                found = await self._client.hgetall(self.keys.mirrored) if self._client is not None else {}
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("marks", extra={"why": str(error) or type(error).__name__})
             return
         calls = (
-            executor.run(self._script, (self._keys.outbox(int(p)),), (id_,), unsettled=True)
+            executor.run(self._script, (self.keys.outbox(int(p)),), (id_,), unsettled=True)
             for p, id_ in found.items()
             if p.isdigit()
         )

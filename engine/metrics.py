@@ -61,6 +61,25 @@ class Metrics:
             registry=r,
         )
         self.overloaded = PromCounter("pulsegate_overloaded", "Requests answered 429.", registry=r)
+        self.over_quota = PromCounter(
+            "pulsegate_over_quota",
+            "What was refused or left out because an account, or Redis, has no room for it, by what.",
+            ["what"],
+            registry=r,
+        )
+        self.memory = Gauge(
+            "pulsegate_redis_memory_ratio",
+            "Share of its memory that a Redis uses; of several nodes the fullest.",
+            ["redis"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+        self.memory_high = Gauge(
+            "pulsegate_redis_memory_high",
+            "1 while one is above PULSEGATE_MEMORY_HIGH.",
+            registry=r,
+            multiprocess_mode="max",
+        )
         self.degraded = PromCounter("pulsegate_degraded", "Answers given without Redis.", registry=r)
         self.spooled = PromCounter(
             "pulsegate_spooled_heartbeats", "Heartbeats kept while Redis was away, by fate.", ["fate"], registry=r

@@ -81,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closed = False
+        self._opened_at = 0.0
         self._run = ""
 
     # opening and closing
@@ -104,7 +105,7 @@ class Connection(asyncio.Protocol):
                 self._drop(f"cannot open: {error or type(error).__name__}")
                 await asyncio.sleep(self._retry)
             else:
-                self.up = True
+                self.up, self._opened_at = True, self._now()
                 brief = self._now() - (self.down_since or 0) < _BRIEF_S
                 run, self._run = self._run, _run_id(reply)
                 self.settled = self.settled and brief and run == self._run
@@ -131,6 +132,15 @@ class Connection(asyncio.Protocol):
                 await self._opening
         self._drop("closed")
 
+    @property
+    def name(self) -> str:
+        return self.address.path or f"{self.address.host}:{self.address.port}"
+
+    def reopen(self, why: str) -> None:
+        """Gives the connection up for a new one, but not over and over: a young one stays."""
+        if self.up and self._now() - self._opened_at > _BRIEF_S:
+            self._drop(why)
+
     def _drop(self, why: str) -> None:
         was_up, self.up = self.up, False
         if was_up and self.down_since is None:
@@ -145,7 +155,7 @@ class Connection(asyncio.Protocol):
         for _, receiver in islice(waiting, late, None):
             _fail(receiver, Unavailable(f"session Redis: {why}"))
         if was_up and not self._closed:
-            log.warning("redis_down", extra={"node": f"{self.address.host}:{self.address.port}", "why": why})
+            log.warning("redis_down", extra={"node": self.name, "why": why})
             self.open()
 
     # asyncio.Protocol

@@ -32,6 +32,8 @@ class Outage:
     ended: int = 0
     processes: int = 0
     thin: frozenset[str] = field(default_factory=frozenset)
+    full: bool = False
+    """Whether Redis has little memory left: what decides nothing is not written (engine/watch.py)."""
     skipped: int = 0
     """Heartbeats left out since the metrics were last told."""
 

@@ -1,8 +1,9 @@
 """Finds the node for a script call: the only one, or on a cluster the owner of the keys' slot.
 
 The slot map comes from redis-py (`CLUSTER SLOTS`); `MOVED` and `ASK` are followed, and a `MOVED` also asks for a
-new map. What a node says about its own state (`CLUSTERDOWN`, `LOADING`, `READONLY`, `OOM`, …) becomes
-`Unavailable`, so that the caller fails open.
+new map. What a node says about its own state (`REFUSALS`) becomes `Unavailable`, so that the caller fails open; and the node
+counts as refusing until it takes a write again, for which every node is asked about once a second (`prove`). `OOM` is not
+among them: what decides runs at `maxmemory`, and what does not is told to come later.
 """
 
 from __future__ import annotations
@@ -19,26 +20,22 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import parse_url
 from redis.crc import key_slot
 
-from engine.errors import PulsegateError, Unavailable
+from engine.errors import Overloaded, PulsegateError, Unavailable
 from engine.marks import Marks
 from engine.multiplex import Address, Connection
-from engine.scripts import Arg, Receiver, Script
+from engine.scripts import Arg, Receiver, Script, load
 
 log = logging.getLogger(__name__)
 
 REDIRECTS_MAX = 5
-_STATE_ERRORS = (
-    "CLUSTERDOWN",
-    "LOADING",
-    "READONLY",
-    "OOM",
-    "MASTERDOWN",
-    "MISCONF",
-    "BUSY",
-    "NOREPLICAS",
-    "TRYAGAIN",
-    "NOAUTH",
-)
+REFUSALS = {
+    "BUSY": "busy", "CLUSTERDOWN": "cluster_down", "LOADING": "loading", "MASTERDOWN": "master_down", "MISCONF": "disk",
+    "NOAUTH": "no_auth", "NOPERM": "no_permission", "NOREPLICAS": "no_replicas", "NOSCRIPT": "no_script", "READONLY": "read_only",
+    "TRYAGAIN": "moving",
+}  # fmt: skip
+"""First word of a state error → what `/readyz` says then."""
+_DENIED = "ERR ACL failure in script"
+_OOM_RETRY_S = 5
 
 Client = Redis | RedisCluster
 
@@ -58,7 +55,9 @@ async def connect(url: str, **options: Any) -> Client:
 class Router:
     """Multiplexed connections to every primary; `Executor` of the hot path."""
 
-    def __init__(self, url: str, client: Client, marks: Marks, *, timeout_ms: int, silent_ms: int, retry_ms: int) -> None:
+    def __init__(
+        self, url: str, client: Client, marks: Marks, *, timeout_ms: int, silent_ms: int, retry_ms: int
+    ) -> None:
         self._marks = marks
         self._meeting: asyncio.Task[None] | None = None
         self._times = {"timeout_ms": timeout_ms, "silent_ms": silent_ms, "retry_ms": retry_ms}
@@ -78,6 +77,9 @@ class Router:
         self._slots: dict[str, Connection] = {}
         self._only: Connection | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._proof = load("prove")
+        self._refusing: dict[Connection, tuple[str, float]] = {}
+        """Nodes that did not take a write when they were last asked: why, and since when (s of the loop's clock)."""
 
     async def open(self) -> None:
         """Opens the first connections and waits for them up to one timeout; they go on trying by themselves."""
@@ -100,14 +102,15 @@ class Router:
         return [self._only] if self._only is not None else list(self._nodes.values())
 
     def away_ms(self) -> int:
-        """How long the node that has been away longest could not be asked; 0 if all are settled."""
+        """How long the node that has been away or refusing longest could not be asked; 0 if all are settled."""
         now = asyncio.get_running_loop().time()
         since = [c.down_since for c in self.connections() if c.down_since is not None]
+        since += [began for _, began in self._refusing.values()]
         return int((now - min(since)) * 1000) if since else 0
 
     async def settle(self) -> None:
         """The outage is known to all: decisions go on, on new runs of a server with ids above what the log has."""
-        if not self.ready:
+        if not self._whole:
             await self._meet()
         for connection in self.connections():
             connection.settle()
@@ -118,9 +121,50 @@ class Router:
         await asyncio.shield(self._meeting)
 
     @property
-    def ready(self) -> bool:
-        """Whether every node answers and no outage is left to announce."""
+    def _whole(self) -> bool:
         return all(connection.up and connection.settled for connection in self.connections())
+
+    @property
+    def ready(self) -> bool:
+        """Whether every node answers and takes what is written, and no outage is left to announce."""
+        return self.state == "up"
+
+    @property
+    def state(self) -> str:
+        """`up`, `down` (away, or an outage is yet to be announced), `slow`, or one of REFUSALS: of the first node that is not up."""
+        if not self._whole:
+            return "down"
+        return next((why for why, _ in self._refusing.values()), "up")
+
+    async def prove(self) -> None:
+        """Asks every node for a write of its own."""
+        await asyncio.gather(*(self._prove(connection, key) for connection, key in self._proofs().items()))
+
+    def _proofs(self) -> dict[Connection, str]:
+        """A key of each node's. A partition that nobody serves is its last owner's fault."""
+        if self._only is not None:
+            return {self._only: self._marks.keys.proof(0)}
+        keys = (self._marks.keys.proof(partition) for partition in range(self._marks.keys.partitions))
+        owned = {self._owner(key): key for key in keys}
+        for gone in self._refusing.keys() - owned.keys():
+            del self._refusing[gone]
+        return owned
+
+    async def _prove(self, connection: Connection, key: str) -> None:
+        if not connection.up:
+            return
+        try:
+            reply = await connection.run(self._proof, (key,), ())
+        except Unavailable:
+            if connection.up:
+                self._refuse(connection, "slow", "no answer in time")
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            self._error(connection, self._proof, reply)
+            if str(reply).startswith(("MOVED", "ASK")):
+                self._refresh()
+        elif self._refusing.pop(connection, None):
+            log.info("redis_writes", extra={"node": connection.name})
 
     def _connection(self, address: Address) -> Connection:
         return Connection(address, **self._times)
@@ -159,7 +203,7 @@ class Router:
                 reply = await only.run(script, keys, args)
             if not isinstance(reply, hiredis.ReplyError):
                 return reply
-            raise _error(script, reply)
+            raise self._error(only, script, reply)
         try:
             return await self._run_on_cluster(script, keys, args, unsettled)
         except Unavailable:
@@ -183,7 +227,7 @@ class Router:
                 return reply
             word, _, rest = str(reply).partition(" ")
             if word not in ("MOVED", "ASK"):
-                raise _error(script, reply)
+                raise self._error(connection, script, reply)
             host, _, port = rest.split(" ")[1].rpartition(":")
             connection = self._node(host or connection.address.host, int(port))
             await asyncio.wait([connection.open()], timeout=self._timeout)
@@ -196,6 +240,27 @@ class Router:
                 self._slots[tag] = connection
                 self._refresh()
         raise Unavailable("the cluster keeps redirecting")
+
+    def _error(self, connection: Connection, script: Script, reply: hiredis.ReplyError) -> PulsegateError:
+        text = str(reply)
+        if text.startswith("OOM") and not script.flags:
+            return Overloaded("Redis is at maxmemory", retry_after_s=_OOM_RETRY_S)
+        state = "oom" if text.startswith("OOM") else _state(text)
+        if not state:
+            return PulsegateError(f"{script.name}.lua: {text}", code="script")
+        # A slot on the move says nothing of its node.
+        if state != "moving":
+            self._refuse(connection, state, text)
+        if state == "read_only":
+            # What was a primary is none: whoever has its name by now is met by a new connection.
+            connection.reopen(text)
+        return Unavailable(f"session Redis: {text}")
+
+    def _refuse(self, connection: Connection, state: str, why: str) -> None:
+        known, since = self._refusing.get(connection, ("", asyncio.get_running_loop().time()))
+        self._refusing[connection] = (state, since)
+        if known != state:
+            log.warning("redis_refuses", extra={"node": connection.name, "why": why})
 
     def _refresh(self) -> None:
         if self._refreshing is None or self._refreshing.done():
@@ -215,11 +280,9 @@ class Router:
             await self._nodes.pop(place).close()
 
 
-def _error(script: Script, reply: hiredis.ReplyError) -> PulsegateError:
-    text = str(reply)
-    if text.split(" ", 1)[0] in _STATE_ERRORS:
-        return Unavailable(f"session Redis: {text}")
-    return PulsegateError(f"{script.name}.lua: {text}", code="script")
+def _state(text: str) -> str:
+    """Which of REFUSALS an error tells of; '' for one that is the script's own."""
+    return REFUSALS.get(text.split(" ", 1)[0], "no_permission" if text.startswith(_DENIED) else "")
 
 
 class ClientExecutor:

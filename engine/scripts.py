@@ -1,7 +1,8 @@
 """Lua scripts: loading, checking, and one typed way to call each.
 
 A script's header is its contract. The loader reads it (`KEYS[n]`, `ARGV[n]`, `…` for a repeated tail), expands
-`-- @include name…` from `lua/lib/`, and refuses a call with the wrong number of keys or arguments.
+`-- @include name…` from `lua/lib/`, and refuses a call with the wrong number of keys or arguments. `-- FLAGS allow-oom` says
+that the server runs it at `maxmemory`, too: a decision stays real there, and what fills the memory is refused.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from typing import Any, Protocol
 Arg = str | bytes | int | float
 
 _SLOT = re.compile(r"^-- (KEYS|ARGV)\[(\d+)(\.\.\.)?\]", re.MULTILINE)
+_FLAGS = re.compile(r"^-- FLAGS ([a-z-]+)", re.MULTILINE)
 _INCLUDE = re.compile(r"^-- @include ([a-z ]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Script:
-    """A script's text with its contract. `open_*` says that the last key or argument may repeat (or be left out)."""
+    """A script's text with its contract. `open_*` says that the last key or argument may repeat (or be left out).
+
+    `source` is what the server is given: the text behind a line with the flags, if it has any.
+    """
 
     name: str
+    text: str
+    flags: str
     source: str
     sha: str
     keys: int
@@ -51,9 +58,11 @@ def parse(name: str, text: str, library: dict[str, str]) -> Script:
             raise ValueError(f"{name}.lua: {kind}[{number}] is out of order in the header")
         counts[kind] = int(number)
         opened[kind] = bool(more)
-    source = _INCLUDE.sub(lambda m: "\n".join(library[part] for part in m[1].split()), text)
+    flags = found[1] if (found := _FLAGS.search(text)) else ""
+    text = _INCLUDE.sub(lambda m: "\n".join(library[part] for part in m[1].split()), text)
+    source = f"#!lua flags={flags}\n{text}" if flags else text
     sha = sha1(source.encode(), usedforsecurity=False).hexdigest()
-    return Script(name, source, sha, counts["KEYS"], opened["KEYS"], counts["ARGV"], opened["ARGV"])
+    return Script(name, text, flags, source, sha, counts["KEYS"], opened["KEYS"], counts["ARGV"], opened["ARGV"])
 
 
 @cache

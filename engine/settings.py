@@ -78,7 +78,9 @@ class Settings:
     sticky_ms: int = _f(1_800_000, "an evicted session is told why", low=0)
     reopen_ms: int = _f(1_800_000, "a heartbeat after a time-out reopens the view within", low=0)
     guard_ms: int = _f(60_000, "a removed device may not turn on its remover for", low=0)
-    straggle_ms: int = _f(5_000, "evidence for content the device has left belongs to the ended view for", low=0, high=60_000)
+    straggle_ms: int = _f(
+        5_000, "evidence for content the device has left belongs to the ended view for", low=0, high=60_000
+    )
     left_ms: int = _f(60_000, "after that the account's next stragglers need a slot for", low=0)
     unproven_ms: int = _f(
         120_000, "a playing session whose backend evidence stopped this long ago is unproven", low=1000
@@ -88,7 +90,10 @@ class Settings:
     record_keep_ms: int = _f(1_800_000, "finished sessions are remembered", low=1000)
     records_max: int = _f(64, "finished sessions remembered per account", low=1, high=1000)
     sessions_max: int = _f(
-        100, "streams an account may run at once whatever its plan or token says; the next is refused by rule `account`", low=8, high=1000
+        100,
+        "streams an account may run at once whatever its plan or token says; the next is refused by rule `account`",
+        low=8,
+        high=1000,
     )
     takeovers_max: int = _f(10, "takeovers per account and window", low=0)
     takeover_window_ms: int = _f(600_000, "window for takeovers_max", low=1000)
@@ -108,6 +113,7 @@ class Settings:
     resume_wait_ms: int = _f(
         2_000, "who sets or hides a position waits at most this long for the workers", low=0, high=10_000
     )
+    views_keep: int = _f(5_000, "views kept per account; the oldest go", low=10, high=1_000_000)
     views_keep_days: float = _f(30.0, "days for which ended views are kept, from their start", low=0.01, high=3650)
 
     # evidence without the player
@@ -140,7 +146,10 @@ class Settings:
     # when Redis is away
     redis_timeout_ms: int = _f(180, "a decision waits this long for Redis, then fails open", low=10, high=10_000)
     redis_silent_ms: int = _f(
-        1000, "a connection to Redis that says nothing for so long while decisions wait is given up, and opened again", low=10, high=10_000
+        1000,
+        "a connection to Redis that says nothing for so long while decisions wait is given up, and opened again",
+        low=10,
+        high=10_000,
     )
     breaker_retry_ms: int = _f(500, "an open breaker tries again after", low=10)
     gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=2000)
@@ -149,6 +158,28 @@ class Settings:
     events_max: int = _f(500, "tracking events in one request", low=1, high=2000)
     events_body_max_bytes: int = _f(2**20, "largest body of POST /v1/events", low=1024)
     bad_max: int = _f(100_000, "rejected tracking events kept, about; the oldest go first", low=1)
+
+    bad_max_bytes: int = _f(64 * 2**20, "bytes of them; as above", low=2**16)
+    bad_account_bytes: int = _f(2**20, "bytes of them of one account; more of its are counted, not kept", low=2**16)
+
+    # what one account may make stay in Redis, per API process (docs/security.md)
+    quota_bytes: int = _f(
+        4 * 2**20, "bytes an account may tell at once (events, reports); more is answered 429", low=2**16
+    )
+    quota_bytes_per_s: int = _f(8 * 1024, "bytes it may tell in the long run, a second", low=1)
+    quota_beats_bytes: int = _f(
+        256 * 1024,
+        "bytes of an account's heartbeats and evidence appended in ten seconds; more are decided, but not appended",
+        low=0,
+    )
+    quota_starts: int = _f(300, "views an account may start at once, refusals included; more are answered 429", low=1)
+    quota_starts_per_min: int = _f(30, "views it may start in the long run, a minute", low=1)
+    memory_high: float = _f(
+        0.85,
+        "share of Redis's memory above which only decisions write; everything else is answered 429",
+        low=0.1,
+        high=1,
+    )
 
     # stock players' reports (docs/cmcd.md)
     cmcd: bool = _f(True, "collect CMCD event reports; off: their senders are answered 410 and fall silent")
@@ -210,6 +241,7 @@ class Settings:
     )
     groups: int = _f(1, "groups of partitions, each of which has a tenure of its own in every job", low=1, high=64)
     dead_max: int = _f(10_000, "dead letters kept for each consumer and sink; beyond it the oldest go", low=10)
+    dead_max_bytes: int = _f(64 * 2**20, "bytes of them; as above", low=2**16)
     log_keep_s: int = _f(
         600, "events stay in the log at least this long, and until every projection and the lake has them", low=0
     )

@@ -19,7 +19,7 @@ import msgspec
 import orjson
 from msgspec import Meta, Raw, Struct
 
-from engine.errors import BadRequest, Overloaded
+from engine.errors import BadRequest, Overloaded, OverQuota
 from engine.keys import AccountKeys
 from engine.scripts import Arg
 from engine.wire import OWN_TYPES, Id, Kind, Millis, Seconds, Seq, decode
@@ -240,6 +240,7 @@ def _hash(size: int, *parts: str) -> bytes:
 Body = tuple[str, str, bytes, bytes]
 """Type, event_id or '', JSON from "account" on, mark or b''."""
 NUMBERS_MAX = 2**26
+DAY_RETRY_S = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +304,11 @@ def bodies(stated: dict[str, str], good: Sequence[Good]) -> list[Body]:
 
 
 def fate(reply: list[Any]) -> Fate:
-    """The script's reply. Raises Overloaded if the outbox is too long for more events."""
+    """The script's reply. Raises Overloaded if the outbox is too long for more events, or so much was told today already that
+    repetitions could not be known."""
     full, flags, last, view, started_at, ident = reply
+    if full == 2:
+        raise OverQuota("this account has told more today than one may", retry_after_s=DAY_RETRY_S)
     if full:
         raise Overloaded("too many events wait to be processed", retry_after_s=5)
     names = ("device", "content", "kind", "device_type", "provider", "profile")

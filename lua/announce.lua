@@ -1,5 +1,6 @@
 -- announce: an API process says that it is there, and learns of outages of our own: a process that vanished,
 -- all of them away, a node that could not be asked, or a jump of the server's clock.
+-- FLAGS allow-oom
 -- KEYS[1] processes  zset: process -> last announcement
 -- KEYS[2] outage     hash: began, ended (ms), last (the newest announcement ever)
 -- ARGV[1] now            ms, or '' for the server's clock

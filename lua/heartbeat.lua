@@ -1,4 +1,5 @@
 -- heartbeat: a player shows that its stream is alive; decides whether it may go on.
+-- FLAGS allow-oom
 -- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events

@@ -1,4 +1,5 @@
 -- raise: makes sure that an outbox gives no id again that the event log has seen. Harmless when it is past it already.
+-- FLAGS allow-oom
 -- KEYS[1] outbox     stream of events; need not exist
 -- ARGV[1] id             the last id the outbox must have at least: ms-n
 -- RETURNS {raised}; 1 if it was behind

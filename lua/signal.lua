@@ -1,5 +1,6 @@
 -- signal: the backend saw the stream: a playback token, a DRM licence, a manifest, a segment. Counts like a
 -- heartbeat where no player speaks, and once where one does. Never evicts.
+-- FLAGS allow-oom
 -- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events

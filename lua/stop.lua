@@ -1,8 +1,9 @@
 -- stop: the viewer is done; ends the view and frees its slots at once. Stopping twice is the same as once.
+-- FLAGS allow-oom
 -- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events
--- KEYS[4] request    string: remembers an answered request id
+-- KEYS[4] request    string: remembers the request id of a stop that ended something
 -- ARGV[1] now            ms, or '' for the server's clock
 -- ARGV[2] account
 -- ARGV[3] tuning         see lib/tuning.lua
@@ -16,7 +17,7 @@
 local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
 -- @include tuning record account view
 
-if ARGV[6] ~= '' and not redis.call('SET', KEYS[4], '1', 'NX', 'PX', ARGV[7]) then return {0} end
+if ARGV[6] ~= '' and redis.call('EXISTS', KEYS[4]) == 1 then return {0} end
 load()
 local me = records[ARGV[4]]
 if not me or (me.status ~= 'r' and me.status ~= 't') then return {0} end
@@ -29,4 +30,5 @@ if me.status == 'r' then
   end_view(me, 'stopped')
 end
 settle()
+if ARGV[6] ~= '' then redis.call('SET', KEYS[4], '1', 'PX', ARGV[7]) end
 return {1}

@@ -1,4 +1,5 @@
 -- sweep: ends the views of one partition whose deadline has passed, and forgets what is past its use.
+-- FLAGS allow-oom
 -- KEYS[1] deadlines  zset: the ticks (quarters of a second) at which some account is due
 -- KEYS[2] outbox     stream of events
 -- ARGV[1] now            ms, or '' for the server's clock

@@ -1,4 +1,5 @@
 -- takeover: the viewer chooses which of the account's streams ends so that this one may start.
+-- FLAGS allow-oom
 -- KEYS[1] leases     zset: session with its record -> when its lease expires (lib/record.lua)
 -- KEYS[2] deadlines  zset: ticks at which the sweep must look at some account
 -- KEYS[3] outbox     stream of events

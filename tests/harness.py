@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +24,7 @@ from engine.outages import Announcer, Outage
 from engine.partitions import partition_of
 from engine.plans import PlanFile, Plans, parse
 from engine.router import ClientExecutor, Router, connect
+from engine.scripts import Arg, Script
 from engine.settings import Settings
 from engine.spool import Spool
 from engine.tokens import Claims
@@ -104,6 +107,13 @@ def _state(client: Any) -> tuple[str, str]:
     return str(info["cluster_state"]), str(info["cluster_known_nodes"])
 
 
+class _FakeExecutor(ClientExecutor):
+    """fakeredis does not know the line with a script's flags."""
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Arg], *, unsettled: bool = False) -> Any:
+        return await super().run(replace(script, source=script.text), keys, args)
+
+
 class FixedPlans(PlanFile):
     """Plans from text instead of a file."""
 
@@ -135,7 +145,7 @@ class World:
         self.client: Any
         if self._backend == "fake":
             self.client = fakeredis.FakeAsyncRedis(version=(7, 2))
-            self.executor: Any = ClientExecutor(self.client)
+            self.executor: Any = _FakeExecutor(self.client)
         else:
             self.client = await connect(self._backend)
             self.executor = self.router = Router(
@@ -146,7 +156,15 @@ class World:
         plans = FixedPlans(self._plans)
         spool = Spool(None, 0, self.metrics.spooled)
         self.decisions = Decisions(
-            self.executor, self.keys, self.settings, plans, self.metrics, self.outage, spool, lambda: self.now
+            self.executor,
+            self.keys,
+            self.settings,
+            plans,
+            self.metrics,
+            self.outage,
+            spool,
+            lambda: self.now,
+            lambda: self.now / 1000,
         )
 
     def __exit__(

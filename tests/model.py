@@ -700,7 +700,9 @@ class Account:
     def _both_go_on(self, riding: Session, back: bool) -> bool:
         """After two intervals with evidence for both they are two streams."""
         until = riding.started + RIDES
-        return not riding.free or riding.seen > until and any(s.seen > until for s in self._others(riding.device, riding.id, back))
+        return not riding.free or (
+            riding.seen > until and any(s.seen > until for s in self._others(riding.device, riding.id, back))
+        )
 
 
 def _seq(me: Session | None) -> int | None:

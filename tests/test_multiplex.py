@@ -238,7 +238,9 @@ def test_after_a_long_outage_nothing_is_decided_before_it_is_announced(tmp_path:
 
     async def go() -> None:
         client: Any = await connect(server.url)
-        router = Router(server.url, client, Marks(None, Keys("pg", 16)), timeout_ms=TIMEOUT_MS, silent_ms=SILENT_MS, retry_ms=20)
+        router = Router(
+            server.url, client, Marks(None, Keys("pg", 16)), timeout_ms=TIMEOUT_MS, silent_ms=SILENT_MS, retry_ms=20
+        )
         await router.open()
         await router.settle()
         assert await router.run(ping, ["k"], []) == 1

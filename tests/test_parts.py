@@ -27,7 +27,8 @@ class TestScripts:
     @pytest.mark.parametrize("name", NAMES)
     def test_every_header_is_a_contract(self, name: str) -> None:
         script = scripts.load(name)
-        assert script.source.startswith(f"-- {name}: ")
+        assert script.text.startswith(f"-- {name}: ")
+        assert script.source == (f"#!lua flags={script.flags}\n{script.text}" if script.flags else script.text)
         assert "-- RETURNS" in script.source
         assert "@include" not in script.source
         with pytest.raises(TypeError, match=f"{name}.lua takes"):

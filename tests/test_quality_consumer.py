@@ -186,3 +186,27 @@ def test_without_a_lake_nothing_is_folded(single: Server, prefix: str) -> None:
     consume(run)
     assert states(run) == {}
     run.close()
+
+
+def test_an_account_keeps_so_many_sessions(run: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ever new session names push out that account's own."""
+    monkeypatch.setattr("workers.quality.SESSIONS_MAX", 3)
+
+    def started(account: str, number: int) -> None:
+        common: dict[str, Any] = {"account": account, "session": f"s{number}", "content": "film", "kind": "vod"}
+        put(
+            run,
+            partition_of(account, PARTITIONS),
+            "view_start",
+            **common | {"at": NOW + number, "started_at": NOW + number},
+        )
+
+    started("ben", 0)
+    for round_ in range(3):
+        for number in range(5):
+            started("ann", 5 * round_ + number)
+        mirror(run)
+        consume(run)
+    assert set(states(run)) == {"ben\ts0", "ann\ts12", "ann\ts13", "ann\ts14"}
+    heard = run.log.zrange(run.keys.projection("quality", 1).key("heard"), 0, -1)
+    assert {member.decode() for member in heard} == set(states(run))  # type: ignore[union-attr]

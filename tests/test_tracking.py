@@ -30,7 +30,9 @@ from engine.errors import BadRequest, Overloaded, Unavailable
 from engine.events import read
 from engine.keys import Keys
 from engine.metrics import Metrics
+from engine.outages import Outage
 from engine.partitions import partition_of
+from engine.quotas import Quotas
 from engine.settings import Settings
 from engine.tracking import FIELDS, Good, Rejected, event_id, judge
 from engine.wire import OWN_TYPES
@@ -710,17 +712,19 @@ def test_pages(single: Server, prefix: str, redis: Redis) -> None:
 
 def test_keeping_never_fails_and_is_bounded(single: Server, prefix: str) -> None:
     keys, metrics = Keys(prefix, PARTITIONS), Metrics()
+    settings = Settings(bad_max=300)
+    quotas = Quotas(settings, metrics, Outage())
     rejected = [Rejected(0, "invalid", "event: no", "event", b"7")] * 3
 
     async def run() -> None:
-        away = BadEvents(Async(port=1, socket_connect_timeout=0.2), keys, 10, metrics)
+        away = BadEvents(Async(port=1, socket_connect_timeout=0.2), keys, settings, metrics, quotas)
         await away.keep("a", "s", {}, rejected)
         await away.keep("a", "s", {}, rejected)
         assert metrics.bad.labels("lost")._value.get() == 6
-        await BadEvents(None, keys, 10, metrics).keep("a", "s", {}, rejected)
+        await BadEvents(None, keys, settings, metrics, quotas).keep("a", "s", {}, rejected)
         assert metrics.bad.labels("lost")._value.get() == 9
         async with Async.from_url(single.url) as client:
-            kept = BadEvents(client, keys, 300, metrics)
+            kept = BadEvents(client, keys, settings, metrics, quotas)
             for n in range(500):
                 kept.later("a", rejected, kept.keep("a", "s", {"n": n}, rejected))
             await kept.close()
@@ -729,7 +733,7 @@ def test_keeping_never_fails_and_is_bounded(single: Server, prefix: str) -> None
             assert done + metrics.bad.labels("lost")._value.get() == 1509
             for n in range(500):
                 await kept.keep("a", "s", {"n": n}, rejected)
-            assert 300 <= await client.xlen(keys.bad) < 600
+            assert await client.xlen(keys.bad) == 300
 
     asyncio.run(run())
 

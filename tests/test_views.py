@@ -303,6 +303,21 @@ class TestKept:
         fed.consumer.tidy(START + 3 * DAY_MS)
         assert [item["session"] for item in records(fed)] == [f"s{n}" for n in range(0, 20, 4)]
 
+    @pytest.mark.parametrize("batch", [1, 3, 1_000])
+    def test_an_account_keeps_its_newest(self, client: Redis, prefix: str, batch: int) -> None:
+        """Zaps without end push out that account's own views."""
+        fed = Fed(client, prefix, Views, views_keep=10)
+        zaps = [begin(n, session=f"s{n}", started=n, content=f"invented-{n}") for n in range(1, 40)]
+        fed.feed(begin(account="b"), end(1, account="b"))
+        fed.feed(*zaps, batch=batch)
+        check_indexes(fed)
+        assert {item["session"] for item in records(fed)} == {"s1"} | {f"s{n}" for n in range(30, 40)}
+        # What is told of one that went, older than all there are, brings it back no more.
+        fed.feed(beat(50, session="s2", started=2, content="invented-2"), batch=batch)
+        check_indexes(fed)
+        assert len(records(fed)) == 11
+        assert not list(client.scan_iter(match=f"{prefix}:*content:invented-2"))
+
     def test_erase(self, fed: Fed) -> None:
         fed.feed(begin(), begin(session="s2", content="other"), end(5), begin(account="b"))
         assert fed.erase("a") == 2
@@ -347,14 +362,16 @@ def told(steps: list[Any]) -> list[Event]:
     return events
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(STEPS, st.integers(1, 10))
-def test_live_equals_replayed_and_indexes_fit(prefix: str, steps: list[Any], batch: int) -> None:
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS, st.integers(1, 10), st.sampled_from([2, 3, 5_000]))
+def test_live_equals_replayed_and_indexes_fit(prefix: str, steps: list[Any], batch: int, keep: int) -> None:
+    """However many are kept."""
     events = told(steps)
     client = fakeredis.FakeRedis(version=(7, 2))
-    live = Fed(client, prefix, Views, 1).feed(*events, batch=batch)
+    live = Fed(client, prefix, Views, 1, views_keep=keep).feed(*events, batch=batch)
     check_indexes(live)
-    assert Fed(client, prefix, Views, 2).feed(*events).dump() == live.dump()
+    assert len(records(live)) <= keep
+    assert Fed(client, prefix, Views, 2, views_keep=keep).feed(*events).dump() == live.dump()
 
 
 def test_the_engine_s_own_events(world: World, prefix: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import os
 import re
 import sys
@@ -21,7 +22,7 @@ from engine.clients import located
 from engine.errors import PulsegateError
 from engine.keys import Keys
 from engine.settings import Settings
-from workers import consumer, sinks
+from workers import consumer, servers, sinks
 from workers.consumer import consumers
 from workers.drain import drain, stop_on_signals
 from workers.replay import replay
@@ -119,7 +120,11 @@ def _status(args: argparse.Namespace) -> int:
             return await lag.look(client, Keys(settings.prefix, settings.partitions), settings.groups)
 
     flow = asyncio.run(look())
-    print(orjson.dumps(flow).decode() if args.json else lag.table(flow))
+    redis = servers.states(settings)
+    if args.json:
+        print(orjson.dumps({**dataclasses.asdict(flow), "redis": redis}).decode())
+    else:
+        print(lag.table(flow), servers.table(redis), sep="\n")
     return 0
 
 

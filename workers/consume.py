@@ -12,6 +12,7 @@ from typing import Any
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
+from engine import keeping
 from engine.deadletters import fields
 from engine.events import Event, order
 from engine.lag import HANDLED
@@ -33,7 +34,7 @@ class Commit:
     def __init__(self, run: Runtime, consumer: str, generation: int, ownership: Ownership) -> None:
         self._log, self._keys, self._owner = run.log, run.keys, ownership
         self._consumer, self._cursor = consumer, run.keys.cursor(consumer, generation)
-        self._dead_max, self._lake = run.settings.dead_max, bool(run.settings.lake_dir)
+        self._dead, self._lake = (run.settings.dead_max, run.settings.dead_max_bytes), bool(run.settings.lake_dir)
 
     def begin(self, topics: Sequence[str]) -> None:
         """Notes what the consumer reads. What the log has forgotten before it came counts as handled, unless it will have it
@@ -69,7 +70,7 @@ class Commit:
     ) -> None:
         """`count` events are done with, up to the ids `reached`. Raises LostOwnership; nothing was written then."""
         for letter in dead:
-            pipe.xadd(self._keys.dead(self._consumer), dict(letter), maxlen=self._dead_max, approximate=True)
+            pipe.execute_command(*keeping.command(self._keys.dead(self._consumer), letter, *self._dead))
         if reached:
             pipe.hset(self._cursor, mapping={str(p): id_ for p, id_ in reached.items()})
         if count:

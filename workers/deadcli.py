@@ -68,7 +68,8 @@ def _list(clients: Clients, args: argparse.Namespace) -> int:
 
 def _described(letter: DeadLetter) -> dict[str, Any]:
     event = letter.payload.decode(errors="replace")
-    return {"id": letter.id, "of": letter.of, "at": letter.at, "why": letter.why, "event": event}
+    said = {"id": letter.id, "of": letter.of, "at": letter.at, "why": letter.why, "event": event}
+    return said | ({"size": letter.size} if letter.size else {})
 
 
 def _line(letter: DeadLetter) -> str:

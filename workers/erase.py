@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from engine import deadletters, scripts
+from engine import bad, deadletters, scripts
 from engine.ask import REFUSED
 from engine.errors import Conflict
 from engine.events import TOPICS
@@ -110,8 +110,8 @@ def _kept(run: Runtime, account: str) -> int:
     """Bad events and dead letters."""
     gone = 0
     for page in _pages(run.log, run.keys.bad):
-        ids = [id_ for id_, fields in page if fields.get(b"account") == account.encode()]
-        gone += run.log.xdel(run.keys.bad, *ids) if ids else 0
+        ids = [id_.decode() for id_, fields in page if fields.get(b"account") == account.encode()]
+        gone += bad.remove(run.log, run.keys, ids)
     return gone + sum(
         deadletters.erase(run.log, run.keys, name, account) for name in [*consumer.names(), *sinks.names()]
     )

@@ -7,6 +7,7 @@ each is there once. Without a lake there is nothing to ask later, and nothing is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from workers.scanning import hashes_below
 NAME = "quality"
 SILENT_MS = 12 * 3_600_000
 """A session not heard of for so long has nothing to go on with."""
+SESSIONS_MAX = 1_000
+"""Sessions of one account that are kept; beyond it those not heard of for longest have nothing to go on with either."""
 TIDY_BATCH = 1_000
 
 Place = tuple[str, str]
@@ -75,8 +78,11 @@ class Quality(Consumer):
     ) -> None:
         records = []
         heard: list[Any] = []
-        over: list[Place] = []
+        over = self._crowded(states, known, seen)
+        gone = set(over)
         for place, state in states.items():
+            if place in gone:
+                continue
             if state is not None:
                 records.append((self.space.key("of", place[0]), place[1], encode(state)))
                 heard += (seen[place], f"{place[0]}\t{place[1]}")
@@ -86,6 +92,27 @@ class Quality(Consumer):
         if heard:
             pipe.execute_command("ZADD", self.space.key("heard"), *heard)
         self._remove(pipe, over)
+
+    def _crowded(self, states: dict[Place, Playback | None], known: set[Place], seen: dict[Place, int]) -> list[Place]:
+        """Of accounts with more sessions than are kept, those that go."""
+        new = Counter(place[0] for place, state in states.items() if state is not None and place not in known)
+        if not new:
+            return []
+        with self.client.pipeline(transaction=False) as pipe:
+            for account in new:
+                pipe.hlen(self.space.key("of", account))
+            lengths: list[int] = pipe.execute()
+        gone: list[Place] = []
+        for (account, more), length in zip(new.items(), lengths, strict=True):
+            if length + more > SESSIONS_MAX:
+                names: Any = self.client.hkeys(self.space.key("of", account))
+                places = [(account, name.decode()) for name in names]
+                members = ["\t".join(place) for place in places]
+                scores: Any = self.client.zmscore(self.space.key("heard"), members) if members else []
+                heard = {place: int(score or 0) for place, score in zip(places, scores, strict=True)}
+                heard |= {place: at for place, at in seen.items() if place[0] == account and states[place] is not None}
+                gone += sorted(heard, key=lambda place: (heard[place], place))[: len(heard) - SESSIONS_MAX]
+        return gone
 
     def _remove(self, pipe: Pipeline, places: Sequence[Place]) -> None:
         for account, session in places:

@@ -1,11 +1,13 @@
 """The views consumer: one record per view, folded from the event log (`engine/views.py`), and its indexes.
 
-A batch is read at once, folded in memory in the order of the log, and written once per view.
+A batch is read at once, folded in memory in the order of the log, and written once per view. An account keeps its newest
+`views_keep` views; which ones go depends on the events alone, not on how they were cut into batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +37,7 @@ class Views(Consumer):
     def __init__(self, client: Redis, space: Space, settings: Settings) -> None:
         super().__init__(client, space, settings)
         self._partitions = settings.partitions
+        self._keep = settings.views_keep
         self._keep_ms = int(settings.views_keep_days * DAY_MS)
 
     def handle(self, events: Sequence[Event], pipe: Pipeline) -> None:
@@ -57,6 +60,7 @@ class Views(Consumer):
             for place in found:
                 partitions.setdefault(place, event.partition)
         shelf = self._load(list(partitions))
+        self._bound(shelf, partitions)
         for event, place in told:
             self._fold(shelf, event, place)
         self._write(pipe, shelf, partitions)
@@ -89,6 +93,28 @@ class Views(Consumer):
         for (event, session), names in zip(links, answers, strict=True):
             found.append([(event.account, n) for n in map(bytes.decode, names) if n.startswith(f"{session}\t")])
         return found
+
+    def _bound(self, shelf: _Shelf, partitions: dict[Place, int]) -> None:
+        """Of accounts that might outgrow their shelf, loads what would go: their oldest views."""
+        new: Counter[str] = Counter(place[0] for place in partitions if place not in shelf.stored)
+        if not new:
+            return
+        with self.client.pipeline(transaction=False) as pipe:
+            for account in new:
+                pipe.zcard(self.space.key("account", account))
+            lengths: list[int] = pipe.execute()
+            over = {
+                a: (n, n + new[a] - self._keep) for a, n in zip(new, lengths, strict=True) if n + new[a] > self._keep
+            }
+            for account, (_, excess) in over.items():
+                pipe.zrange(self.space.key("account", account), 0, excess - 1, withscores=True)
+            listed: list[Any] = pipe.execute() if over else []
+        for (account, (length, _)), oldest in zip(over.items(), listed, strict=True):
+            places = [(account, name.decode()) for name, _ in oldest]
+            for place in places:
+                partitions.setdefault(place, partition_of(account, self._partitions))
+            crowd = [(int(started), place) for place, (_, started) in zip(places, oldest, strict=True)]
+            shelf.crowd(account, length - self._keep, crowd, self._load(places).stored)
 
     def _load(self, places: Sequence[Place]) -> _Shelf:
         found = get_fields(self.client, [(self.space.key("of", account), name) for account, name in places])
@@ -185,8 +211,18 @@ class _Shelf:
         self.stored = stored
         self.changed: dict[Place, View | None] = {}
         self._of_account: dict[str, list[Place]] = {}
+        self._over: dict[str, int] = {}
+        self._crowds: dict[str, list[tuple[int, Place]]] = {}
         for place in stored:
             self._of_account.setdefault(place[0], []).append(place)
+
+    def crowd(self, account: str, over: int, oldest: list[tuple[int, Place]], stored: Mapping[Place, bytes]) -> None:
+        """An account of which so many views are too many (below 0: there is room), and its oldest ones, by when they began."""
+        self._over[account], self._crowds[account] = over, oldest
+        for place, record in stored.items():
+            if place not in self.stored:
+                self.stored[place] = record
+                self._of_account.setdefault(account, []).append(place)
 
     def get(self, place: Place) -> View | None:
         if place in self.changed:
@@ -195,9 +231,24 @@ class _Shelf:
         return None if found is None else views.decode(found)
 
     def put(self, place: Place, view: View | None) -> None:
+        account = place[0]
         if place not in self.stored and place not in self.changed:
-            self._of_account.setdefault(place[0], []).append(place)
+            self._of_account.setdefault(account, []).append(place)
+        there = self.changed[place] is not None if place in self.changed else place in self.stored
         self.changed[place] = view
+        if account in self._over and there != (view is not None):
+            self._over[account] += -1 if view is None else 1
+            if view is not None:
+                self._crowds[account].append((view.started_at, place))
+                self._make_room(account)
+
+    def _make_room(self, account: str) -> None:
+        while self._over[account] > 0:
+            oldest = min(self._crowds[account])
+            self._crowds[account].remove(oldest)
+            if self.get(oldest[1]) is not None:
+                self.changed[oldest[1]] = None
+                self._over[account] -= 1
 
     def running(self, account: str, session: str, started_at: int) -> Place | None:
         """The running view of that session which began then."""
