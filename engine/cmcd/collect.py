@@ -14,7 +14,7 @@ from engine import tracking
 from engine.cmcd.evidence import Stream, Stretch, heartbeat, kind_of, stretches
 from engine.cmcd.parser import Report
 from engine.decisions import Decisions
-from engine.errors import Unavailable
+from engine.errors import Forbidden, Unavailable
 from engine.tokens import Claims
 from engine.tracking import STATED, Good
 
@@ -52,7 +52,7 @@ class Collector:
     async def take(self, sender: Sender, reports: list[Report], evidence: Collection[str] | None) -> Told:
         """What became of the reports. `evidence` names the sessions whose reports may be evidence, None: all.
 
-        Raises Unavailable and Overloaded: then the sender should send all of them again; what was taken is a duplicate by then.
+        Raises Forbidden for a session of a profile that the token is not for; Unavailable and Overloaded: then the sender should send all of them again; what was taken is a duplicate by then.
         Heartbeats are judged, or spooled, in any case.
         """
         sessions: dict[str, list[Report]] = {}
@@ -79,7 +79,10 @@ class Collector:
         evidence = evidence and not self._beats(sender.account, session)
         parts = list(stretches(reports, ""))
         beating = evidence and any(part.beats or part.last for part in parts)
-        known = await self._stream(sender, session) if beating else Stream()
+        limited = sender.claims.profiles is not None
+        known = await self._stream(sender, session) if beating or limited else Stream()
+        if known.device and not sender.claims.reaches(known.profile):
+            raise Forbidden("the session is of another profile", code="other_profile", field="sid")
         for part in parts:
             known = _seen(known, part)
             stream = _overlaid(replace(known, device=known.device or sender.device), sender.stated)
