@@ -28,7 +28,7 @@ STREAMS_RULE = "streams"
 BLOCK_REASONS = ("limit_reached", "evicted", "takeover", "displaced", "superseded", "takeover_limited")
 RULES = frozenset([*BLOCK_REASONS, ACCOUNT_RULE])
 
-SESSION_FIRST = frozenset([SESSION_MARK, OLDEST[0]])
+SESSION_FIRST = SESSION_MARK + OLDEST[0]
 """No name of ours begins with any other character: what a heartbeat is asked before anything else."""
 _DEVICE_LENGTH = len(DEVICE_MARK)
 _TOKEN_DIGITS = 16
@@ -45,7 +45,7 @@ def token_device(token: str) -> str:
 
 
 def own_session(session: str) -> bool:
-    return session[:1] in SESSION_FIRST and (session[0] == SESSION_MARK or session == OLDEST)
+    return session.startswith(SESSION_MARK) or session == OLDEST
 
 
 def own_device(device: str) -> bool:
