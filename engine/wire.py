@@ -46,7 +46,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e8)]
 Millis = Annotated[
     int,
     Meta(
-        ge=0, le=AT_MAX, description="ms since the epoch; 0, or what cannot be seconds",
+        ge=0, le=AT_MAX, description="ms since the epoch",
         extra_json_schema={"anyOf": [{"const": 0}, {"minimum": MS_LEAST}]},
     ),
 ]  # fmt: skip
@@ -110,10 +110,10 @@ class KeptHeartbeat(Heartbeat, kw_only=True):
 
 
 class PlayerEvent(Struct):
-    """One of a heartbeat's `events`."""
+    """One of a heartbeat's `events`. A time that can only be seconds costs the event, not the heartbeat."""
 
     type: str
-    at: Millis | None = None
+    at: Annotated[int, Meta(ge=0, le=AT_MAX, description="ms since the epoch")] | None = None
 
 
 class Stop(Struct):

@@ -241,9 +241,7 @@ THING = st.one_of(
     *(st.tuples(st.just(kind), NAME, NUMBER) for kind in ("seen", "numbers")),
     st.tuples(st.just("request"), NAME, st.sampled_from(["stop", "takeover", "signal", "lost"]), NAME),
     st.tuples(st.just("viewers"), NAME, st.sampled_from(["5m", "1h"]), NUMBER),
-    st.tuples(
-        st.just("list"), st.sampled_from(["live", "vod"]), st.sampled_from(["trending", "popular"]), OPTIONAL
-    ),
+    st.tuples(st.just("list"), st.sampled_from(["live", "vod"]), st.sampled_from(["trending", "popular"]), OPTIONAL),
     st.tuples(st.just("series"), st.sampled_from(["live", "vod", ""]), OPTIONAL),
     st.tuples(st.just("due"), NUMBER),
     st.tuples(st.sampled_from(["held", "audience"])),
