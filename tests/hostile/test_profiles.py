@@ -310,9 +310,7 @@ def test_a_spooled_heartbeat_keeps_its_profile(tmp_path: Path, prefix: str, sing
             server.kill()
             wait_for(lambda: beat(api, token, "s").json()["degraded"], "Redis is away")
             server.start()
-            wait_for(
-                lambda: not beat(api, player("bob"), "b").json()["degraded"] and api.sessions("ann"), "it is back"
-            )
+            wait_for(lambda: not beat(api, player("bob"), "b").json()["degraded"] and api.sessions("ann"), "it is back")
             assert [item["profile"] for item in api.sessions("ann")] == ["kids"]
     finally:
         server.stop()
