@@ -307,7 +307,7 @@ def test_it_is_read_from_nowhere_else() -> None:
         Slow(compressed) as packed,
     ):
         for url in (server.url, packed.url):
-            with pytest.raises(Exception, match="302|compressed"):
+            with pytest.raises(Exception, match=r"302|compressed"):
                 asyncio.run(asyncio.wait_for(jwks.read(url), 30))
         assert real.served == 0
 

@@ -42,7 +42,7 @@ def test_what_looks_like_seconds() -> None:
     for good in (None, 0, MS_LEAST, NOW * 1000):
         check_ms(good, "at")
     for bad in SECONDS:
-        with pytest.raises(BadRequest, match="at must be ms since the epoch.*seconds") as caught:
+        with pytest.raises(BadRequest, match=r"at must be ms since the epoch.*seconds") as caught:
             check_ms(bad, "at")
         assert caught.value.field == "at"
 
