@@ -61,9 +61,9 @@ class Events:
     async def _profile(self, claims: Claims, account: str, batch: EventBatch) -> str:
         """Whose events these are, where the token is not for all: by the session's record, if it is known. Raises BadRequest,
         Forbidden, Unavailable."""
-        known = (await self._services.decisions.track(account, [], batch.session)).ident
-        theirs = known.get("profile", "")
-        if known.get("device") and not claims.reaches(theirs):
+        known = await self._services.decisions.track(account, [], batch.session)
+        theirs = known.ident.get("profile", "")
+        if known.ident.get("device") and not claims.reaches(theirs, backend=known.backend):
             raise Forbidden("the session is of another profile", code="other_profile", field="session")
         return claims.profile_or(batch.profile or theirs)
 

@@ -178,7 +178,7 @@ class Routes:
         if not claims.account:
             claims.require("read")
         items = await self._services.decisions.sessions(claims.account_or(account))
-        items = [item for item in items if claims.reaches(item["profile"])]
+        items = [item for item in items if claims.reaches(item["profile"], backend=item["origin"] == "backend")]
         return json_response({"items": items, "next": None})
 
     # backends

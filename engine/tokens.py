@@ -72,9 +72,11 @@ class Claims:
 
     # profiles: one rule, whatever is asked
 
-    def reaches(self, profile: str) -> bool:
-        """Whether the token is for this profile ('' is the one of those who name none)."""
-        return self.profiles is None or profile in self.profiles
+    def reaches(self, profile: str, *, backend: bool = False) -> bool:
+        """Whether the token is for this profile ('' is the one of those who name none). `backend`: of a session that only the
+        backend has shown; if that named no profile, nobody has said whose it is."""
+        allowed = self.profiles
+        return allowed is None or profile in allowed or (backend and not profile and bool(allowed))
 
     def profile_or(self, named: str) -> str:
         """The profile a call is about: the one named, else the token's only one. Raises Forbidden for one that the token is not

@@ -270,6 +270,8 @@ class Fate(NamedTuple):
     view: int
     started_at: int
     ident: dict[str, str]
+    backend: bool = False
+    """Only the backend has shown the session."""
 
 
 def triple(kind: str, event_id: str, body: bytes, mark: bytes = b"") -> tuple[Arg, ...]:
@@ -307,9 +309,9 @@ def bodies(stated: dict[str, str], good: Sequence[Good]) -> list[Body]:
 
 def fate(reply: list[Any]) -> Fate:
     """The script's reply. Raises Overloaded if the outbox is too long for more events."""
-    full, flags, last, view, started_at, ident = reply
+    full, flags, last, view, started_at, ident, origin = reply
     if full:
         raise Overloaded("too many events wait to be processed", retry_after_s=5)
     names = ("device", "content", "kind", "device_type", "provider", "profile")
     who = dict(zip(names, ident.decode().split("\t"), strict=False))
-    return Fate([flag - 48 for flag in flags], last.decode(), view, started_at, who)
+    return Fate([flag - 48 for flag in flags], last.decode(), view, started_at, who, origin == b"s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -79,10 +80,9 @@ class Collector:
         evidence = evidence and not self._beats(sender.account, session)
         parts = list(stretches(reports, ""))
         beating = evidence and any(part.beats or part.last for part in parts)
-        limited = sender.claims.profiles is not None
-        known = await self._stream(sender, session) if beating or limited else Stream()
-        if known.device and not sender.claims.reaches(known.profile):
-            raise Forbidden("the session is of another profile", code="other_profile", field="sid")
+        if sender.claims.profiles is not None:
+            await self._check_profile(sender, session)
+        known = await self._stream(sender, session) if beating else Stream()
         for part in parts:
             known = _seen(known, part)
             stream = _overlaid(replace(known, device=known.device or sender.device), sender.stated)
@@ -115,6 +115,13 @@ class Collector:
         bodies = tracking.bodies({"account": sender.account, "session": session} | stated, good)
         fill = tuple(name for name in STATED if name not in stated)
         return await self._decisions.track(sender.account, bodies, session, fill)
+
+    async def _check_profile(self, sender: Sender, session: str) -> None:
+        """Raises Forbidden for a session of a profile that the token is not for. Without Redis nobody knows, and nothing is appended."""
+        with contextlib.suppress(Unavailable):
+            known = await self._decisions.track(sender.account, [], session)
+            if known.ident.get("device") and not sender.claims.reaches(known.ident["profile"], backend=known.backend):
+                raise Forbidden("the session is of another profile", code="other_profile", field="sid")
 
     async def _stream(self, sender: Sender, session: str) -> Stream:
         """What this process, else the session's record, knows of it."""

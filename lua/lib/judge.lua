@@ -14,8 +14,12 @@ local function parse_policy(text)
   return policy
 end
 
--- Whether a token that is for `profiles` ('' any, else each between tabs) reaches the session.
-local function reaches(profiles, r) return profiles == '' or string.find(profiles, '\t' .. r.profile .. '\t', 1, true) ~= nil end
+-- Whether a token that is for `profiles` ('' any, else each between tabs) reaches the session. What was refused (b) is nobody's, and
+-- where only the backend has spoken, without a profile, nobody has said whose it is.
+local function reaches(profiles, r)
+  return profiles == '' or string.find(profiles, '\t' .. r.profile .. '\t', 1, true) ~= nil or r.status == 'b'
+    or (r.profile == '' and r.origin == 's' and profiles ~= '\t')
+end
 
 local REMOVED = {evicted = true, displaced = true, takeover = true}
 

@@ -177,6 +177,34 @@ def test_left_out_it_is_the_only_one(world: World) -> None:
         assert caught.value.field == "profile"
 
 
+def test_where_only_the_backend_has_spoken_nobody_has_said_whose_it_is(world: World) -> None:
+    """The edge cannot name a profile of a token for several; its session is the player's all the same."""
+    several = {"profiles": frozenset({"kids", "main"})}
+    assert world.signal("tv", "film", session="sid")["decision"] == "allow"
+    with pytest.raises(Forbidden):
+        world.run(world.decisions.stop(claims(), "sid", Stop()))
+    assert world.beat("sid", "tv", "film", profile="kids", claims=several)["decision"] == "allow"
+    world.signal("tv", "film", session="sid")
+    assert [item["profile"] for item in world.sessions()] == ["kids"]
+    world.wait(60)
+    world.sweep()
+    # Back by evidence alone it is still hers, and he does not reach it.
+    assert world.signal("tv", "film", session="sid")["decision"] == "allow"
+    assert [item["profile"] for item in world.sessions()] == ["kids"]
+    with pytest.raises(Forbidden):
+        world.beat("sid", "tv", "film", profile="main", claims={"profiles": frozenset({"main"})})
+    assert world.beat("sid", "tv", "film", profile="kids", claims=several)["decision"] == "allow"
+
+
+def test_what_was_refused_is_nobodys(world: World) -> None:
+    """A refusal leaves a note under the session's name, which holds nothing and belongs to nobody."""
+    world.beat("s", "d", limit=1)
+    assert world.signal("box", "other", session="sid", limit=1)["decision"] == "block"
+    who = {"profiles": frozenset({"kids", "main"})}
+    assert world.beat("sid", "box", "other", profile="kids", limit=1, claims=who)["reason"] == "limit_reached"
+    assert world.beat("sid", "box", "other", profile="main", limit=2, claims=who)["decision"] == "allow"
+
+
 # over HTTP
 
 
