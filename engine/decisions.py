@@ -133,7 +133,8 @@ class Decisions:
             *self._common(account),
             beat.session, f"{device}\t{beat.content}\t{kind}\t{device_type}\t{provider}\t{profile}\t{matched.held}{length}",
             beat.seq, STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), "" if stretch == 1 else interval,
-            int(self._settings.lifetime_ms * stretch), "" if beat.rate == 1 else beat.rate, self._policy(claims, matched), at,
+            int(self._settings.lifetime_ms * stretch), "" if beat.rate == 1 else beat.rate,
+            matched.policy if claims.profiles is None else self._policy(claims, matched), at,
             b"" if self._outage.thinned(k.base) else common + body + b"}", completed, *extra,
         )  # fmt: skip
         return (k.leases, k.deadlines, k.outbox), args, interval

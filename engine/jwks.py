@@ -45,7 +45,8 @@ async def _fetch(url: str) -> bytes:
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     client = httpx.AsyncClient(timeout=READ_S, follow_redirects=False)
     async with client, client.stream("GET", url, headers=headers) as answer:
-        answer.raise_for_status()
+        if answer.status_code != 200:  # httpx' own error would repeat the URL, and with it a password
+            raise ValueError(f"it answers {answer.status_code}")
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise ValueError("the answer is compressed")
         text = bytearray()

@@ -312,6 +312,15 @@ def test_it_is_read_from_nowhere_else() -> None:
         assert real.served == 0
 
 
+def test_what_went_wrong_is_logged_without_the_password(caplog: pytest.LogCaptureFixture) -> None:
+    with Slow(elsewhere("http://127.0.0.1:1/")) as server:
+        who = tokens(jwks_url=server.url.replace("http://", "http://user:pass-word@") + "?key=pass-word")
+        asyncio.run(who.refresh_keys())
+    (record,) = [record for record in caplog.records if record.getMessage() == "jwks"]
+    assert "302" in str(getattr(record, "why", ""))
+    assert "pass-word" not in repr(record.__dict__)
+
+
 def test_too_many_keys_and_a_file_without_end(tmp_path: Path) -> None:
     many = [jwk(ED, str(n)) for n in range(jwks.KEYS_MAX + 50)]
     assert len(jwks.usable({"keys": many})) == jwks.KEYS_MAX
