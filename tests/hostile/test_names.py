@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -159,6 +160,20 @@ def test_the_edge_passes_a_viewer_whose_player_says_such_a_name(api: ApiProcess)
     assert answer.status_code == 204
     (session,) = api.sessions("edge-names")
     assert session["session"] == names.backend_session(names.token_device(token), "film")
+
+
+def test_no_device_of_ours_in_the_edges_uri(single: Server, tmp_path: Path, prefix: str) -> None:
+    pattern = "^/(?P<kind>live|vod)/(?P<content>[^/]+)/(?P<device>[^/]+)"
+    with ApiProcess(single.url, tmp_path, prefix=prefix, edge_uri=pattern) as edge:
+        token = player("ann", max_streams=9)
+        for device, status, reason in (
+            ("box", 204, None), (OWN_DEVICES[2], 403, "reserved"), ("token%3Ax", 403, "reserved"), ("t%6Fken:x", 403, "reserved"),
+        ):  # fmt: skip
+            answer = edge.get(
+                "/v1/edge/authorize", token=token, headers={"X-Original-URI": f"/vod/film/{device}/1.m4s"}
+            )
+            assert (answer.status_code, answer.headers.get("x-pulsegate-reason")) == (status, reason), device
+        assert [item["device"] for item in edge.sessions("ann")] == ["box"]
 
 
 def test_one_log_line_costs_no_other() -> None:
