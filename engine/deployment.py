@@ -111,7 +111,8 @@ def run(settings: Settings, data: Path) -> int:
     _check_port(settings)
     keep_private(settings)
     data.mkdir(parents=True, exist_ok=True)
-    close(data, settings)
+    # Not the directory itself, which may be anything.
+    close((data / name for name in ("redis", "queues", "spool", "lake")), settings)
     with _locked(data):
         settings = replace(
             settings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from engine.settings import Settings
@@ -17,9 +18,9 @@ def keep_private(settings: Settings) -> None:
         os.umask(UMASK)
 
 
-def close(directory: Path, settings: Settings) -> None:
-    """Takes a directory that is there already away from everybody else, and with it all that is below it."""
-    if settings.private_files:
-        # Another user's, lent to us: that is the operator's own arrangement.
-        with contextlib.suppress(PermissionError):
+def close(directories: Iterable[Path], settings: Settings) -> None:
+    """Takes directories of ours that are there already away from everybody else, and with them all that is below."""
+    for directory in directories if settings.private_files else ():
+        # Not there yet, or another user's, lent to us: that is the operator's own arrangement.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             directory.chmod(0o700)

@@ -235,7 +235,7 @@ class Tokens:
         self._keys_at, self._key_missed = self._clock(), False
         try:
             document = await jwks.read(self._settings.jwks_url)
-            found = self._keys if document == self._jwks else jwks.usable(document)
+            found = self._keys if self._keys and document == self._jwks else jwks.usable(document)
         except Exception as error:
             # Whatever is wrong with the document, the keys we have stay.
             log.warning("jwks", extra={"why": f"{type(error).__name__}: {error}"})
