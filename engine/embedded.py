@@ -127,8 +127,11 @@ class Server:
                 port = int((self.directory / "port").read_text())
                 with _client(port, password) as client:
                     if client.config_get("dir")["dir"] == str(self.directory):
+                        pid = int(client.info("server")["process_id"])
                         client.shutdown(nosave=True)
-                        while _answers(client):
+                        # It answers nobody any more before it has ended.
+                        deadline = time.monotonic() + _STOP_S
+                        while not _ended(pid) and time.monotonic() < deadline:
                             time.sleep(0.02)
                         break
         (self.directory / "port").write_text(str(self.port))
@@ -165,6 +168,17 @@ class Server:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to take notice."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
 
 
 def _client(port: int, password: str) -> Redis:

@@ -17,7 +17,7 @@ end
 -- Whether a token that is for `profiles` ('' any, else each between tabs) reaches the session. What was refused (b) is nobody's, and
 -- where only the backend has spoken, without a profile, nobody has said whose it is.
 local function reaches(profiles, r)
-  return profiles == '' or string.find(profiles, '\t' .. r.profile .. '\t', 1, true) ~= nil or r.status == 'b'
+  return profiles == '' or r.status == 'b' or string.find(profiles, '\t' .. r.profile .. '\t', 1, true) ~= nil
     or (r.profile == '' and r.origin == 's' and profiles ~= '\t')
 end
 

@@ -109,7 +109,7 @@ def test_the_password_outlives_the_run(tmp_path: Path) -> None:
         server = Server(directory, VOLATILE, password=password)
         server.start()
         try:
-            assert not orphan.running
+            assert not orphan.running, "it has ended before the other begins"
             with Redis.from_url(url_of(directory)) as client:
                 assert client.config_get("dir")["dir"] == str(directory)
         finally:
