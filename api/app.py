@@ -139,7 +139,7 @@ class App:
         log_client = _log_client(settings, client)
         router = Router(
             settings.redis_url, client, Marks(log_client, keys),
-            timeout_ms=settings.redis_timeout_ms, retry_ms=settings.breaker_retry_ms,
+            timeout_ms=settings.redis_timeout_ms, silent_ms=settings.redis_silent_ms, retry_ms=settings.breaker_retry_ms,
         )  # fmt: skip
         await router.open()
         tokens = Tokens(settings)

@@ -2,7 +2,8 @@
 
 nginx names the viewer's request in `X-Original-URI` and `X-Original-Method` and is answered 204; Envoy appends the
 path to ours, keeps the method, and is answered 200, because it takes every other 2xx for a refusal. A refusal is 401
-or 403 with the reason in headers. Nothing else is ever answered: nginx turns every other status into a 500.
+or 403 with the reason in headers. Nothing else is ever answered: nginx turns every other status into a 500. An account with too many
+requests under way is refused, or a burst of them would be a way round the limit.
 
 The request itself is evidence that the stream is alive. Where Pulsegate cannot tell (Redis away, overload, a bug) it
 lets the viewer pass; a token it cannot read it refuses, or nonsense would be a way round the limit.
@@ -21,7 +22,7 @@ from api.services import Services
 from engine import edge_rules, names
 from engine.cmcd import parser
 from engine.cmcd.keys import Value
-from engine.errors import BadRequest, Forbidden, PulsegateError, Unauthorized
+from engine.errors import AccountBusy, BadRequest, Forbidden, PulsegateError, Unauthorized
 from engine.tokens import Claims
 from engine.wire import ID_MAX, Signal
 
@@ -65,7 +66,7 @@ class Edge:
             return await self._judge(token, signal, claims, said, asked.allowed)
         except Unauthorized as error:
             return _refusal(401, error.code)
-        except (Forbidden, BadRequest) as error:
+        except (Forbidden, BadRequest, AccountBusy) as error:
             return _refusal(403, error.code)
         except PulsegateError as error:
             log.warning("edge_degraded", extra={"why": error.message})

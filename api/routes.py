@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 import orjson
 from starlette.convertors import Convertor, register_url_convertor
@@ -195,7 +193,7 @@ class Routes:
             signal = decode(_signal, item, f"[{index}]" if many else "")
             _check_signal(signal, f"[{index}]." if many else "")
             read.append((signal, item))
-        answers = await asyncio.gather(*(self._services.decisions.signal(signal, item) for signal, item in read))
+        answers = await self._services.decisions.signals(read)
         return json_response(answers if many else answers[0])
 
     async def revoke(self, request: Request) -> Response:

@@ -16,7 +16,7 @@ import orjson
 
 from engine import names, scripts, tracking, viewers
 from engine.completion import Thresholds, completed_point
-from engine.errors import BadRequest, Conflict, Forbidden, NotFound, Overloaded, Unavailable
+from engine.errors import AccountBusy, BadRequest, Conflict, Forbidden, NotFound, Overloaded, Unavailable
 from engine.keys import Keys
 from engine.metrics import Metrics
 from engine.outages import Outage
@@ -56,6 +56,7 @@ class Decisions:
         self._tuning = (0, 0, settings.tuning())
         self._thresholds = Thresholds.of(settings)
         self._inflight = 0
+        self._under_way: dict[str, int] = {}
         self._lifetimes = {
             "token": settings.token_ms, "licence": settings.licence_ms, "manifest": settings.manifest_ms,
             "segment": settings.segment_ms,
@@ -93,12 +94,12 @@ class Decisions:
     def submit(self, claims: Claims, beat: Heartbeat, body: bytes, tell: Callable[[Decision | None], None]) -> bool:
         """A heartbeat without events, without a task that waits: `tell` is called with its decision, or with None where only
         `heartbeat` can give one. False (and `tell` is never called) if that is known now. Raises PulsegateError."""
-        if self._inflight >= self._settings.inflight_max:
+        if self._inflight >= self._settings.inflight_max or self._busy(claims.account):
             return False
         keys, args, interval = self._heartbeat_call(claims, beat, body, [], "")
         if not self._executor.submit(self._heartbeat, keys, args, _Submitted(self, claims, beat, interval, tell)):
             return False
-        self._inflight += 1
+        self._enter(claims.account)
         return True
 
     def _heartbeat_call(
@@ -214,6 +215,20 @@ class Decisions:
         self._count_viewer(signal.account, signal.content, reply)
         return self._decision(signal.session or born, named, reply, self._settings.interval_ms)
 
+    async def signals(self, signals: Sequence[tuple[Signal, bytes]]) -> list[Decision]:
+        """Several at once, answered in their order; those of one account one after another."""
+        answers: list[Decision] = [{}] * len(signals)
+        of: dict[str, list[int]] = {}
+        for place, (signal, _) in enumerate(signals):
+            of.setdefault(signal.account, []).append(place)
+
+        async def tell(places: list[int]) -> None:
+            for place in places:
+                answers[place] = await self.signal(*signals[place])
+
+        await asyncio.gather(*(tell(places) for places in of.values()))
+        return answers
+
     async def sessions(self, account: str) -> list[dict[str, Any]]:
         """The account's running sessions, longest running first. Raises Unavailable."""
         k = self._keys.account(account)
@@ -278,16 +293,35 @@ class Decisions:
         return self._now(), account, tuning
 
     async def _run(self, script: scripts.Script, keys: tuple[str, ...], args: tuple[Arg, ...]) -> Any:
+        account = str(args[1])
         if self._inflight >= self._settings.inflight_max:
             self._metrics.overloaded.inc()
-            raise Overloaded("too many decisions under way", retry_after_s=1)
-        self._inflight += 1
+            raise Overloaded("too many decisions under way")
+        if self._busy(account):
+            self._metrics.overloaded.inc()
+            raise AccountBusy("too many calls of this account under way", field="account")
+        self._enter(account)
         started = perf_counter()
         try:
             return await self._executor.run(script, keys, args)
         finally:
-            self._inflight -= 1
+            self._leave(account)
             self._metrics.redis_took(perf_counter() - started)
+
+    # One account's calls must not fill the queue that all others wait in.
+
+    def _busy(self, account: str) -> bool:
+        return self._under_way.get(account, 0) >= self._settings.account_inflight_max
+
+    def _enter(self, account: str) -> None:
+        self._inflight += 1
+        self._under_way[account] = self._under_way.get(account, 0) + 1
+
+    def _leave(self, account: str) -> None:
+        self._inflight -= 1
+        left = self._under_way.pop(account) - 1
+        if left:
+            self._under_way[account] = left
 
     def _count_viewer(self, account: str, content: str, reply: list[Any] | int) -> None:
         """Where the reply says so, counts the account among a content's distinct viewers, without waiting for it: one that is
@@ -449,7 +483,7 @@ class _Submitted:
 
     def set_result(self, reply: Any) -> None:
         decisions, beat, claims = self._decisions, self._beat, self._claims
-        decisions._inflight -= 1
+        decisions._leave(claims.account)
         decisions._metrics.redis_took(perf_counter() - self._started)
         decision = None
         if isinstance(reply, int | list):

@@ -10,6 +10,7 @@ PulsegateError
 ├── Gone                410  never again: the sender should fall silent
 ├── TooCostly           422  a question that needs more time or memory than one may
 ├── Overloaded          429  try again after `retry_after_s`
+│   └── AccountBusy     429  the account has as many calls under way as it may
 ├── Unavailable         503  session Redis is away and the call cannot fail open
 ├── ConfigError         a setting or plan is wrong; names the variable or the table
 ├── LayoutMismatch      this deployment was created with another layout
@@ -70,9 +71,13 @@ class TooCostly(PulsegateError):
 class Overloaded(PulsegateError):
     code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, retry_after_s: int = 1, field: str | None = None) -> None:
+        super().__init__(message, field=field)
         self.retry_after_s = retry_after_s
+
+
+class AccountBusy(Overloaded):
+    code = "account_busy"
 
 
 class Unavailable(PulsegateError):

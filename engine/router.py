@@ -58,10 +58,10 @@ async def connect(url: str, **options: Any) -> Client:
 class Router:
     """Multiplexed connections to every primary; `Executor` of the hot path."""
 
-    def __init__(self, url: str, client: Client, marks: Marks, *, timeout_ms: int, retry_ms: int) -> None:
+    def __init__(self, url: str, client: Client, marks: Marks, *, timeout_ms: int, silent_ms: int, retry_ms: int) -> None:
         self._marks = marks
         self._meeting: asyncio.Task[None] | None = None
-        self._timeout_ms, self._retry_ms = timeout_ms, retry_ms
+        self._times = {"timeout_ms": timeout_ms, "silent_ms": silent_ms, "retry_ms": retry_ms}
         self._timeout = timeout_ms / 1000
         self._client = client
         parsed = parse_url(url)
@@ -123,7 +123,7 @@ class Router:
         return all(connection.up and connection.settled for connection in self.connections())
 
     def _connection(self, address: Address) -> Connection:
-        return Connection(address, timeout_ms=self._timeout_ms, retry_ms=self._retry_ms)
+        return Connection(address, **self._times)
 
     def _node(self, host: str, port: int) -> Connection:
         found = self._nodes.get((host, port))

@@ -69,6 +69,9 @@ class Settings:
         True,
         "files and directories that Pulsegate makes are its user's only (0600, 0700); false: as the process's umask says",
     )
+    account_inflight_max: int = _f(
+        32, "decisions of one account under way per API process before that account alone is answered 429", low=1
+    )
     log_level: str = _f("info", "least severe log line written", choices=("debug", "info", "warning", "error"))
 
     # the decision; all of design section 6
@@ -82,7 +85,10 @@ class Settings:
     sticky_ms: int = _f(1_800_000, "an evicted session is told why", low=0)
     reopen_ms: int = _f(1_800_000, "a heartbeat after a time-out reopens the view within", low=0)
     guard_ms: int = _f(60_000, "a removed device may not turn on its remover for", low=0)
-    left_ms: int = _f(60_000, "evidence for content the device has left belongs to the ended view for", low=0)
+    straggle_ms: int = _f(
+        5_000, "evidence for content the device has left belongs to the ended view for", low=0, high=60_000
+    )
+    left_ms: int = _f(60_000, "after that the account's next stragglers need a slot for", low=0)
     unproven_ms: int = _f(
         120_000, "a playing session whose backend evidence stopped this long ago is unproven", low=1000
     )
@@ -90,6 +96,12 @@ class Settings:
     supersede_refill_ms: int = _f(10_000, "one more of them every", low=1)
     record_keep_ms: int = _f(1_800_000, "finished sessions are remembered", low=1000)
     records_max: int = _f(64, "finished sessions remembered per account", low=1, high=1000)
+    sessions_max: int = _f(
+        100,
+        "streams an account may run at once whatever its plan or token says; the next is refused by rule `account`",
+        low=8,
+        high=1000,
+    )
     takeovers_max: int = _f(10, "takeovers per account and window", low=0)
     takeover_window_ms: int = _f(600_000, "window for takeovers_max", low=1000)
     request_ttl_ms: int = _f(600_000, "a request_id is remembered", low=1000)
@@ -146,6 +158,12 @@ class Settings:
 
     # when Redis is away
     redis_timeout_ms: int = _f(180, "a decision waits this long for Redis, then fails open", low=10, high=10_000)
+    redis_silent_ms: int = _f(
+        1000,
+        "a connection to Redis that says nothing for so long while decisions wait is given up, and opened again",
+        low=10,
+        high=10_000,
+    )
     breaker_retry_ms: int = _f(500, "an open breaker tries again after", low=10)
     gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=2000)
 
@@ -355,8 +373,8 @@ class Settings:
         """What every script is told, in the order of lua/lib/tuning.lua: the last outage (ms), bounds, the rules' times."""
         values = (
             began, ended, self.outbox_max, self.lifetime_ms, self.stale_intervals, self.interval_ms, self.paused_keep_ms, self.paused_silent_ms,
-            self.paused_end_ms, self.sticky_ms, self.reopen_ms, self.guard_ms, self.left_ms, self.unproven_ms,
-            self.supersede_burst, self.supersede_refill_ms, self.record_keep_ms, self.records_max, self.takeovers_max,
+            self.paused_end_ms, self.sticky_ms, self.reopen_ms, self.guard_ms, self.left_ms, self.straggle_ms, self.unproven_ms,
+            self.supersede_burst, self.supersede_refill_ms, self.record_keep_ms, self.records_max, self.sessions_max, self.takeovers_max,
             self.takeover_window_ms, self.no_progress_ms,
         )  # fmt: skip
         return " ".join(str(v) for v in values)

@@ -29,11 +29,21 @@ local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3]
 local session, ident, seq = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
 -- Fast path: a known session beats again, nothing but time and position has changed, its lease is alive. (Its rank is a
--- player's, no refusal is noted, it does not end sooner than the account's deadline says, it is among the eight leases that
--- expire last, and if it brings events there is room for them.) `seldom` is what most beats
+-- player's, no refusal is noted, it does not end sooner than the account's deadline says, and if it brings events there is room
+-- for them.) `seldom` is what most beats
 -- lack: that the view was completed, and since when its position has not moved.
 local call, fmt, ARGV = redis.call, string.format, ARGV
-local text = ARGV[13] == '' and find(KEYS[1], session, '7')
+-- Eight records are all of most accounts'; the others of a large one are read only if this is none of the eight, and nothing twice.
+local text, read = find(KEYS[1], session, '0', '7')
+local whole = #read < 8
+local function read_on()
+  local found, rest = find(KEYS[1], session, '8', '-1')
+  for i = 1, #rest do read[#read + 1] = rest[i] end
+  whole = true
+  return found
+end
+if not text and not whole then text = read_on() end
+if ARGV[13] ~= '' then text = nil end
 if text then
   local last_seq, since, was, position, furthest, watched, ttl, seldom, life, ordinal, started, held = string.match(text,
     '^(%d+)\t(%d+)\t([pbks])\t(%d*)\t(%d*)\t(%d+)\t(%d+)\t%d*([\t%d]*)\n(r(%d+)\t4\t\t(%d+)\t[^\n]*)\n(.*)$', #session + 2)
@@ -84,7 +94,8 @@ end
 
 -- @include tuning record account judge view progress reply
 
-load()
+if not whole then read_on() end
+load(read)
 local policy = parse_policy(ARGV[12])
 local ask = {session = session, ident = ident, policy = policy, at = at_or_now(ARGV[13]), player = true,
   seq = seq}
@@ -154,7 +165,7 @@ local verdict = sticky(me) or standing(ask, me)
 if verdict and verdict.allow then
   local heir = verdict.heir
   heir.debt, heir.debt_at = debt_of(heir.device) + tune.refill, now
-  save(heir)
+  share(heir, tune.interval)
   note() -- its view is over, but what it says of where it is counts
   return {0, verdict.expires, seq, 0, ''}
 end

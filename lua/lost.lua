@@ -20,7 +20,7 @@ local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3]
 -- @include find tuning record account view
 
 local view = tonumber(ARGV[5])
-local text = find(leases_key, ARGV[4], '-1')
+local text = find(leases_key, ARGV[4], '0', '-1')
 if text then
   local known = parse(text)
   -- A number may come back after its record was forgotten, but not with the same beginning. (The `started` of what is

@@ -8,5 +8,5 @@
 
 -- @include find
 
-local text = find(KEYS[1], ARGV[4], '-1')
+local text = find(KEYS[1], ARGV[4], '0', '-1')
 return text and string.match(text, '([^\n]*)$') or ''

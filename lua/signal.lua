@@ -58,6 +58,7 @@ if ARGV[13] ~= '' then
 end
 if belongs then
   if me.origin == 's' and ask.at > me.signal_at then
+    if me.status == 'e' and ask.at > me.ended then share(me, ask.at - math.max(me.signal_at, me.ended)) end
     me.signal_at = ask.at
     save(me)
   end

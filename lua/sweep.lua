@@ -21,7 +21,7 @@ local function look(name)
   for _, r in pairs(records) do
     if r.status ~= 'r' and due(r) <= now then forget(r) end
   end
-  settle()
+  settle(true)
 end
 
 local ticks = redis.call('ZRANGEBYSCORE', deadlines_key, '-inf', math.floor(now / TICK), 'LIMIT', 0, 1000)

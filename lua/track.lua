@@ -24,7 +24,7 @@
 
 local DAY = 86400000
 local view, started, ident, mine = 0, 0, '', {}
-local text = find(KEYS[1], ARGV[4], '-1')
+local text = find(KEYS[1], ARGV[4], '0', '-1')
 if text then
   mine = parse(text)
   ident, now = mine.ident, math.max(now, mine.seen, mine.ended)

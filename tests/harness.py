@@ -139,7 +139,7 @@ class World:
         else:
             self.client = await connect(self._backend)
             self.executor = self.router = Router(
-                self._backend, self.client, Marks(None, self.keys), timeout_ms=5000, retry_ms=50
+                self._backend, self.client, Marks(None, self.keys), timeout_ms=5000, silent_ms=5000, retry_ms=50
             )
             await self.router.open()
             await self.router.settle()

@@ -15,8 +15,9 @@ INTERVAL, LIFETIME = 10_000, 30_000
 STALE = 1.5
 PAUSED_KEEP, PAUSED_SILENT, PAUSED_END = 300_000, 60_000, 1_800_000
 STICKY, REOPEN, KEEP = 1_800_000, 1_800_000, 1_800_000
-GUARD, LEFT_WITHIN, UNPROVEN = 60_000, 60_000, 120_000
+GUARD, LEFT_WITHIN, STRAGGLE, UNPROVEN = 60_000, 60_000, 5_000, 120_000
 RIDES = 2 * INTERVAL
+SHARED_MOST = 600_000
 TAKEOVERS = 10
 
 EVIDENCE = {"token": (1, 600_000), "licence": (2, 600_000), "manifest": (3, 30_000), "segment": (4, 30_000)}
@@ -94,6 +95,8 @@ class Session:
     """Rule or reason of the refusal it was last told; the `block` event comes when this changes."""
     left: str = ""
     left_at: int = 0
+    free: bool = True
+    """Whether the account could afford its riding when it was last seen."""
     fetched: int = 0
     """Latest evidence for it after its device had left it."""
 
@@ -179,6 +182,8 @@ class Account:
         self.sessions: dict[str, Session] = {}
         self.events: list[Event] = []
         self.takeovers = 0
+        self.stragglers_until = -LEFT_WITHIN
+        self.shared_until = 0
 
     # what callers ask
 
@@ -200,6 +205,7 @@ class Account:
         paused = state == "paused" and not self._advances(me, content, position)
         verdict = self._sticky(me) or self._on_its_device(ask, me)
         if verdict and verdict.allowed:
+            self._share(INTERVAL)
             self._noted(me, seq)
             return replace(verdict, last_seq=seq)
         if paused and me and me.content == content and self._paused_out(me):
@@ -292,6 +298,8 @@ class Account:
             ask.session = me.id
         if left:
             assert me
+            if me.phase is Phase.ENDED and not me.player and at > max(me.fetched, me.ended_at):
+                self._share(at - max(me.fetched, me.ended_at))
             me.fetched = max(me.fetched, at)
             return Answer(last_seq=_seq(me))
         if me and me.phase is Phase.RUNNING and at >= me.started:
@@ -391,7 +399,8 @@ class Account:
         winner = self.sessions.get(me.by)
         if any(rule.unit != "device" for rule in ask.rules) or not (winner and self._alive(winner)):
             return None
-        return Answer(expires=winner.expires, last_seq=_seq(me)) if winner.device == ask.device else None
+        shares = winner.device == ask.device and self._may_share()
+        return Answer(expires=winner.expires, last_seq=_seq(me)) if shares else None
 
     def _stand_in(self, ask: Ask, me: Session | None) -> None:
         """In whose place the stream comes: its own, its adopted backend session's, its device's earlier session's."""
@@ -500,6 +509,8 @@ class Account:
 
     def _end(self, s: Session, reason: str, by: str = "", rule: str = "") -> None:
         self._log("view_end", s, reason)
+        if reason in LEFT:
+            self._spare(s)
         s.phase, s.ended_at, s.reason, s.by, s.ended_rule, s.noted = Phase.ENDED, self.now, reason, by, rule, ""
 
     def _admit(self, ask: Ask, me: Session | None, verdict: Answer) -> Session:
@@ -536,6 +547,7 @@ class Account:
         assert me is not None
         if was is Phase.RUNNING and content != ask.content:
             self._log("view_end", me, "content_changed")
+            self._spare(me)
             me.left, me.left_at = content, self.now
         if was is not Phase.RUNNING:
             me.paused_at, me.said_paused = ask.paused_since, False
@@ -595,8 +607,7 @@ class Account:
             others = (s for s in self._of_device(ask.device) if s.phase is Phase.RUNNING and s.content == ask.content)
             if same or (not linked.player and linked.phase is not Phase.RIDING and not any(others)):
                 if linked.phase is Phase.ENDED and linked.reason in LEFT:
-                    recent = linked.content == ask.content and self.now < linked.ended_at + LEFT_WITHIN
-                    recent = recent and not self._zapped_back(linked, ask.at)
+                    recent = linked.content == ask.content and self._straggles(linked, ask.at)
                     return linked, recent or ask.at <= linked.ended_at
                 return linked, False
         mine = self._of_device(ask.device)
@@ -608,12 +619,28 @@ class Account:
         if best and best.phase is not Phase.ENDED:
             return best, False
         for s in mine:
-            if ask.content and s.left == ask.content and (ask.at <= s.left_at or self.now < s.left_at + LEFT_WITHIN):
+            if ask.content and s.left == ask.content and ask.at < max(s.left_at + 1, self.stragglers_until):
                 return s, True
         if best and best.reason in LEFT:
-            recent = self.now < best.ended_at + LEFT_WITHIN and not self._zapped_back(best, ask.at)
-            return best, ask.at <= best.ended_at or recent
+            return best, ask.at <= best.ended_at or self._straggles(best, ask.at)
         return best, False
+
+    def _straggles(self, s: Session, at: int) -> bool:
+        """Evidence that comes after a view was left belongs to it for some seconds; a zap back begins another."""
+        box = not s.player and s.reason == "superseded" and self.now < s.ended_at + LEFT_WITHIN and self._may_share()
+        return (at < self.stragglers_until or box) and not self._zapped_back(s, at)
+
+    def _may_share(self) -> bool:
+        """Sharing a slot costs twice its time, of which an account may owe so much."""
+        return self.shared_until - self.now <= SHARED_MOST
+
+    def _share(self, ms: int) -> None:
+        self.shared_until = max(self.now, self.shared_until) + 2 * max(0, ms)
+
+    def _spare(self, s: Session) -> None:
+        """A view is left: what was under way may come, once a minute, no longer than the view has lasted."""
+        if self.now >= self.stragglers_until + LEFT_WITHIN:
+            self.stragglers_until = self.now + min(STRAGGLE, self.now - s.started)
 
     def _zapped_back(self, s: Session, at: int) -> bool:
         """A device nobody speaks for fetches again what it had left, after a silence in which a slot yields, or fetches nothing else."""
@@ -652,12 +679,15 @@ class Account:
             return None
         old = self.sessions.get(born)
         if old and old.phase is Phase.RIDING and self.now < old.seen + LEFT_WITHIN:
+            old.free = self._may_share()
+            self._share(ask.at - old.seen)
             old.seen = max(old.seen, ask.at)
             return old
         if old and old.phase is Phase.RUNNING:
             self._end(old, "timeout" if old.paused_at is None else "paused_timeout")
         s = Session(born, ask.device, ask.content, ask.kind, Phase.RIDING, _names(ask.rules), player=False)
         s.view, s.started, s.seen, s.lifetime = (old.view if old else 0), ask.at, ask.at, lifetime
+        s.free = self._may_share()
         if back:
             s.reason, s.by = "superseded", min(others, key=lambda o: (-o.seen, o.id)).id
         self.sessions[born] = s
@@ -670,7 +700,7 @@ class Account:
     def _both_go_on(self, riding: Session, back: bool) -> bool:
         """After two intervals with evidence for both they are two streams."""
         until = riding.started + RIDES
-        return riding.seen > until and any(s.seen > until for s in self._others(riding.device, riding.id, back))
+        return not riding.free or riding.seen > until and any(s.seen > until for s in self._others(riding.device, riding.id, back))
 
 
 def _seq(me: Session | None) -> int | None:

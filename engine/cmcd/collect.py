@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -59,21 +58,18 @@ class Collector:
         sessions: dict[str, list[Report]] = {}
         for report in reports:
             sessions.setdefault(report.text("sid"), []).append(report)
-        if len(sessions) == 1:
-            ((session, mine),) = sessions.items()
-            return await self._session(sender, session, mine, evidence is None or session in evidence)
-        told = await asyncio.gather(
-            *(
-                self._session(sender, session, mine, evidence is None or session in evidence)
-                for session, mine in sessions.items()
-            ),
-            return_exceptions=True,
-        )
-        done = [each for each in told if isinstance(each, Told)]
-        for each in told:
-            if isinstance(each, BaseException):
-                raise each
-        return Told(sum(each.accepted for each in done), sum(each.duplicates for each in done))
+        accepted = duplicates = 0
+        failed: Exception | None = None
+        # One after another: a body with a thousand sessions is no more at once than one with one.
+        for session, mine in sessions.items():
+            try:
+                told = await self._session(sender, session, mine, evidence is None or session in evidence)
+                accepted, duplicates = accepted + told.accepted, duplicates + told.duplicates
+            except Exception as error:
+                failed = error
+        if failed is not None:
+            raise failed
+        return Told(accepted, duplicates)
 
     async def _session(self, sender: Sender, session: str, reports: list[Report], evidence: bool) -> Told:
         accepted = duplicates = 0

@@ -4,7 +4,7 @@
 -- Expects the locals account, leases_key and deadlines_key. Keys that are known only after reading (a tick's set, an
 -- account found by the sweep) are built here, under the same hash tag.
 local base = string.sub(deadlines_key, 1, -10)
-local records, texts, dirty, held, before = {}, {}, {}, {}, {}
+local records, texts, dirty, held, before, changed = {}, {}, {}, {}, {}, false
 
 -- Accounts due within the same quarter of a second share a set: a third of what a place in a sorted set costs. An
 -- account may stand in several; the sweep that finds it alive puts it into the one of its next deadline.
@@ -59,18 +59,30 @@ local function write_counts()
   end
 end
 
-local function load()
-  records, texts, dirty, held, before = {}, {}, {}, {}, {}
-  for _, text in ipairs(redis.call('ZRANGE', leases_key, 0, -1)) do
-    local r = parse(text)
-    records[r.session], texts[r.session] = r, text
-    now = math.max(now, r.seen, r.ended)
+-- Reads the account, unless the caller has it read (`found`). What is no record is left alone.
+local function load(found)
+  records, texts, dirty, held, before, changed = {}, {}, {}, {}, {}, false
+  for _, text in ipairs(found or redis.call('ZRANGE', leases_key, '0', '-1')) do
+    local r = read_record(text)
+    if r then
+      records[r.session], texts[r.session] = r, text
+      now = math.max(now, r.seen, r.ended)
+    end
   end
   before = count(-1)
 end
 
 -- Evidence counts from when it happened, never from the future.
 local function at_or_now(text) return math.min(tonumber(text) or now, now) end
+
+-- The latest of what the account's records carry for the account.
+local function most_of(name)
+  local most = 0
+  for _, r in pairs(records) do
+    if r.status ~= 'b' then most = math.max(most, r[name]) end
+  end
+  return most
+end
 
 local function holds(r, rule) return string.find(',' .. r.rules .. ',', ',' .. rule .. ',', 1, true) ~= nil end
 
@@ -107,9 +119,10 @@ local function holders_of(rule, gone)
   return found
 end
 
-local function save(r) dirty[r.session] = r end
+local function save(r) dirty[r.session], changed = r, true end
 
 local function forget(r)
+  changed = true
   if texts[r.session] then redis.call('ZREM', leases_key, texts[r.session]) end
   records[r.session], texts[r.session], dirty[r.session] = nil, nil, nil
 end
@@ -126,19 +139,34 @@ local function due(r)
   return r.ended + tune.keep
 end
 
--- Writes what changed, keeps the number of finished records bounded, and notes the account's next deadline.
-local function settle()
-  local finished, soonest = {}, nil
-  for _, r in pairs(records) do
-    local away = r.status == 'r' and r.paused > 0 and now >= r.paused + tune.paused_keep and 1 or 0
-    if away ~= r.away then
-      r.away = away
-      save(r)
-    end
-    if r.status ~= 'r' then finished[#finished + 1] = r end
-  end
+-- Of finished records the newest `most` are kept, whatever the plan; a quarter of them may be refusals, which only say that their
+-- block was told.
+local function forget_oldest(finished, most)
+  if #finished <= most then return end
   table.sort(finished, function(a, b) return due(a) > due(b) or (due(a) == due(b) and a.session < b.session) end)
-  for i = tune.most + 1, #finished do forget(finished[i]) end
+  for i = most + 1, #finished do forget(finished[i]) end
+end
+
+-- Writes what changed, keeps the number of finished records bounded, and notes the account's next deadline. Where nothing changed, the
+-- account has one (the sweep, which takes it away, says so: `always`).
+local function settle(always)
+  local finished, refused, soonest = {}, {}, nil
+  for _, r in pairs(records) do
+    if r.status == 'b' then
+      refused[#refused + 1] = r
+    else
+      local away = r.status == 'r' and r.paused > 0 and now >= r.paused + tune.paused_keep and 1 or 0
+      if away ~= r.away then
+        r.away = away
+        save(r)
+      end
+      if r.status ~= 'r' then finished[#finished + 1] = r end
+    end
+  end
+  local refusals = math.min(#refused, math.max(1, math.floor(tune.most / 4)))
+  forget_oldest(refused, refusals)
+  forget_oldest(finished, tune.most - refusals)
+  if not (changed or always) then return end
   for session, r in pairs(dirty) do
     local text = format_record(r)
     redis.call('ZADD', leases_key, string.format('%d', r.status == 'r' and r.expires or -due(r)), text)

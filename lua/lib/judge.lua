@@ -83,9 +83,22 @@ local function opens_at(ask, holders, need)
   return times[need]
 end
 
+-- What an account may run whatever its plan says, so that its set stays small: everybody pays for the time a large one takes.
+local CEILING = 'account'
+local function under_ceiling(gone)
+  local running = 0
+  for _, r in pairs(records) do
+    if r.status == 'r' and not gone[r.session] then running = running + 1 end
+  end
+  return running < tune.sessions
+end
+
 local function judge(ask)
   local gone, leaving, refusal = {}, {}, nil
   for session in pairs(ask.freed) do gone[session] = true end
+  if not (ask.heir or under_ceiling(gone)) then
+    return {allow = false, reason = 'limit_reached', rule = CEILING, limit = tune.sessions, retry_at = now + tune.interval, conflicts = {}}
+  end
   for _, rule in ipairs(ask.policy.rules) do
     if not (ask.heir and holds(ask.heir, rule.name)) then
       local holders = holders_of(rule.name, gone)
@@ -125,19 +138,27 @@ end
 local function debt_of(device)
   local debt = 0
   for _, r in pairs(records) do
-    if r.device == device then debt = math.max(debt, r.debt - (now - r.debt_at)) end
+    if r.status ~= 'b' and r.device == device then debt = math.max(debt, r.debt - (now - r.debt_at)) end
   end
   return debt
 end
 
 local function affords(debt) return debt + tune.refill <= tune.burst * tune.refill end
 
+-- Nor is it free without end that a second stream shares a slot, on whatever devices: it costs the account twice the time it takes, and
+-- time pays it off. `shared` (ms) is when it will be.
+local function may_share() return most_of('shared') - now <= tune.burst * tune.refill end
+local function share(r, ms)
+  r.shared = math.max(now, most_of('shared')) + 2 * math.max(0, ms)
+  save(r)
+end
+
 -- A superseded session still beating shares its device's slot for two intervals, if all rules count devices.
 local function standing(ask, me)
   if not (ask.policy.device_unit and me and me.status == 'e' and me.reason == 'superseded') then return nil end
   local heir = records[me.by]
   if heir and heir.status == 'r' and alive(heir) and heir.device == ask.device and now <= me.ended + 2 * tune.interval
-      and affords(debt_of(ask.device)) then
+      and affords(debt_of(ask.device)) and may_share() then
     return {allow = true, expires = heir.expires, heir = heir}
   end
 end
@@ -156,7 +177,7 @@ local function candidate(ask, me)
   local earlier
   ask.debt = debt_of(ask.device)
   for _, r in pairs(records) do
-    if r.device == ask.device and r.session ~= ask.session then
+    if r.status ~= 'b' and r.device == ask.device and r.session ~= ask.session then
       if ask.player and r.origin == 's' and r.content == ask.content and (r.status == 'r' or r.status == 't') then
         ask.adopted = r
         ask.freed[r.session] = true

@@ -1,7 +1,5 @@
 -- match: which session does a piece of backend evidence belong to?
 
-local LEFT = {stopped = true, superseded = true, error = true, content_changed = true}
-
 -- The better of two matches: running before tentative before finished, then the player's own, then the latest.
 local WEIGHT = {r = 4, t = 3, e = 2}
 local function better(a, b)
@@ -38,31 +36,36 @@ local function zapped_back(r, at)
   end
 end
 
+-- Does the evidence belong to a view that its device has left? It does if it happened before, or is a straggler: see `spare` in
+-- lib/view.lua. Where no player speaks, what was superseded is left for longer, because it may be a zap back: as a shared slot.
+local function belongs(r, at)
+  if at <= r.ended then return true end
+  local other = r.origin == 's' and r.reason == 'superseded' and now < r.ended + tune.left and may_share()
+  return (other or at < most_of('spared')) and not zapped_back(r, at)
+end
+
 -- By the session it names, else by (device, content), else without content by device. Returns the record or
 -- nil, and true if the evidence belongs to a view that its device has left or stopped.
 local function match(ask, linked)
   if linked and WEIGHT[linked.status] and (ask.content == '' or linked.content == ask.content or
       (linked.origin == 's' and linked.status ~= 't' and not running(ask.device, ask.content))) then
-    if linked.status == 'e' and LEFT[linked.reason] and
-        (ask.at <= linked.ended or (linked.content == ask.content and now < linked.ended + tune.left and not zapped_back(linked, ask.at))) then
-      return linked, true
-    end
-    return linked, false
+    local same = linked.content == ask.content or ask.at <= linked.ended
+    return linked, linked.status == 'e' and LEFT[linked.reason] and same and belongs(linked, ask.at)
   end
   local found
   for _, r in pairs(records) do
-    if r.device == ask.device and WEIGHT[r.status] then
+    if WEIGHT[r.status] and r.device == ask.device then
       local same = r.content == ask.content or (ask.content == '' and r.status == 'r')
       if same and better(r, found) then found = r end
     end
   end
   if found and found.status ~= 'e' then return found, false end
   for _, r in pairs(records) do
-    if r.device == ask.device and ask.content ~= '' and r.left == ask.content and
-        (ask.at <= r.left_at or now < r.left_at + tune.left) then return r, true end
+    if WEIGHT[r.status] and r.device == ask.device and ask.content ~= '' and r.left == ask.content and
+        (ask.at <= r.left_at or ask.at < most_of('spared')) then return r, true end
   end
   if found and LEFT[found.reason] then
-    return found, ask.at <= found.ended or (now < found.ended + tune.left and not zapped_back(found, ask.at))
+    return found, belongs(found, ask.at)
   end
   return found, false
 end
@@ -106,8 +109,10 @@ local function rides(ask, born, lifetime, back)
     if back then t.reason, t.by = 'superseded', player.session end
     records[born] = t
   end
+  local free = may_share()
+  share(player, ask.at - t.seen)
   t.seen = math.max(t.seen, ask.at)
   save(t)
   ask.alone, ask.session = true, born
-  return not (t.seen > t.started + 2 * tune.interval and player.seen > t.started + 2 * tune.interval), t
+  return free and not (t.seen > t.started + 2 * tune.interval and player.seen > t.started + 2 * tune.interval), t
 end

@@ -8,44 +8,61 @@
 local BEAT = {'seq', 'seen', 'state', 'position', 'furthest', 'watched', 'ttl', 'interval', 'completed', 'still'}
 -- The fast path reads the first four of these; what is seldom there comes last, where it costs nothing.
 local LIFE = {'ordinal', 'rank', 'blocked', 'started', 'origin', 'beaten', 'admitted', 'revision', 'run', 'proven',
-  'paused', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'left', 'left_at', 'signal_at', 'signal_rank', 'away'}
+  'paused', 'ended', 'reason', 'by', 'rule', 'debt', 'debt_at', 'left', 'left_at', 'signal_at', 'signal_rank', 'away',
+  'spared', 'shared'}
 local IDENT = {'device', 'content', 'kind', 'device_type', 'provider', 'profile', 'rules', 'duration'}
 local TEXT = {state = true, origin = true, reason = true, by = true, rule = true, blocked = true, left = true}
 
-local function read_fields(r, names, line)
-  local i = 0
-  for value in string.gmatch(line .. '\t', '([^\t]*)\t') do
-    i = i + 1
-    if names[i] then
-      if TEXT[names[i]] then r[names[i]] = value else r[names[i]] = tonumber(value) or 0 end
-    end
-  end
-  for j = i + 1, #names do r[names[j]] = TEXT[names[j]] and '' or 0 end
-end
+-- One pattern a line: a set of records is read at every decision, and a field at a time costs twice as much.
+local ID = '([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t?([^\t\n]*)'
+local RECORD = '^([^\n]*)\n(%-?%d+)\t(%-?%d+)\t([^\t\n]*)\t(%d*)\t(%d*)\t(%d+)\t(%d*)\t(%d*)\t?(%d*)\t?(%d*)\n([^\n])([^\n]*)\n(' .. ID .. ')$'
+local LIVES = '^([^\t]*)' .. string.rep('\t?([^\t]*)', #LIFE - 1) .. '$'
 
 local function read_ident(r)
-  local i = 0
-  r.duration = nil
-  for value in string.gmatch(r.ident .. '\t', '([^\t]*)\t') do
-    i = i + 1
-    r[IDENT[i]] = value
-  end
+  local duration
+  r.device, r.content, r.kind, r.device_type, r.provider, r.profile, r.rules, duration = string.match(r.ident, '^' .. ID .. '$')
+  r.duration = duration ~= '' and duration or nil
 end
 
+local function number(text) return text ~= '' and tonumber(text) or 0 end
+
+-- nil for what is no record.
 local function parse(text)
-  local session, beat, status, life, id = string.match(text, '^([^\n]*)\n([^\n]*)\n(.)([^\n]*)\n(.*)$')
-  local r = {session = session, status = status, ident = id}
-  read_fields(r, BEAT, beat)
-  read_fields(r, LIFE, life)
-  read_ident(r)
-  local position = string.match(beat, '^[^\t]*\t[^\t]*\t[^\t]*\t(%d*)')
-  if position == '' then r.position = nil end
-  if r.furthest == 0 then r.furthest = r.position or 0 end
-  if r.admitted == 0 then r.admitted = r.started end
-  r.seen = r.started + r.seen
-  if r.interval == 0 then r.interval = tune.interval end
-  r.expires, r.was = r.seen + r.ttl, r.seen
-  return r
+  local session, seq, seen, state, position, furthest, watched, ttl, interval, completed, still, status, life, ident, device, content,
+    kind, device_type, provider, profile, rules, duration = string.match(text, RECORD)
+  if not session then return nil end
+  local ordinal, rank, blocked, started, origin, beaten, admitted, revision, run, proven, paused, ended, reason, by, rule, debt, debt_at,
+    left, left_at, signal_at, signal_rank, away, spared, shared = string.match(life, LIVES)
+  if not ordinal then return nil end
+  started = number(started)
+  seen, ttl = started + seen, number(ttl)
+  return {
+    session = session, status = status, ident = ident, device = device, content = content, kind = kind, device_type = device_type,
+    provider = provider, profile = profile, rules = rules, duration = duration ~= '' and duration or nil,
+    seq = tonumber(seq), seen = seen, was = seen, state = state, position = position ~= '' and tonumber(position) or nil,
+    furthest = number(furthest ~= '' and furthest or position), watched = tonumber(watched), ttl = ttl, expires = seen + ttl,
+    interval = interval ~= '' and tonumber(interval) or tune.interval, completed = number(completed), still = number(still),
+    ordinal = number(ordinal), rank = number(rank), blocked = blocked, started = started, origin = origin, beaten = number(beaten),
+    admitted = admitted ~= '' and tonumber(admitted) or started, revision = number(revision), run = number(run), proven = number(proven),
+    paused = number(paused), ended = number(ended), reason = reason, by = by, rule = rule, debt = number(debt), debt_at = number(debt_at),
+    left = left, left_at = number(left_at), signal_at = number(signal_at), signal_rank = number(signal_rank), away = number(away),
+    spared = number(spared), shared = number(shared),
+  }
+end
+
+-- A refusal's record is seldom asked for more than that it is there; only then is the rest read. (It alone has a beat that ends with
+-- two empty fields.)
+local REFUSED = {__index = function(r, name)
+  setmetatable(r, nil)
+  for key, value in pairs(parse(r.text)) do
+    if r[key] == nil then r[key] = value end
+  end
+  return r[name]
+end}
+local function read_record(text)
+  if not string.find(text, '\t\t\nb', 1, true) then return parse(text) end
+  local session, seen = string.match(text, '^([^\n]*)\n[^\t]*\t(%d+)')
+  return setmetatable({session = session, status = 'b', seen = tonumber(seen), ended = tonumber(seen), text = text}, REFUSED)
 end
 
 local function plain(value)

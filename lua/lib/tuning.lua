@@ -5,7 +5,7 @@
 local tune = {}
 do
   local names = {'began', 'ended', 'outbox_max', 'lifetime', 'stale', 'interval', 'paused_keep', 'paused_silent', 'paused_end',
-    'sticky', 'reopen', 'guard', 'left', 'unproven', 'burst', 'refill', 'keep', 'most', 'takeovers', 'takeover_window', 'no_progress'}
+    'sticky', 'reopen', 'guard', 'left', 'straggle', 'unproven', 'burst', 'refill', 'keep', 'most', 'sessions', 'takeovers', 'takeover_window', 'no_progress'}
   local i = 0
   for value in string.gmatch(ARGV[3], '%S+') do
     i = i + 1

@@ -64,8 +64,21 @@ local function view_end(r, reason, by, rule)
     max_position = r.furthest / 1000, completed = r.completed == 1, duration = tonumber(r.duration), origin = r.origin})
 end
 
+-- Why a device has left a view itself.
+local LEFT = {stopped = true, superseded = true, error = true, content_changed = true}
+
+-- What was under way when a view was left still comes for the few seconds that a buffer explains, no longer than the view has lasted,
+-- and once for the account: until `spared` (ms), the newest of which every ended record carries on, as it does `shared`.
+local function spare(r)
+  local spared = most_of('spared')
+  if now >= spared + tune.left then spared = now + math.max(0, math.min(tune.straggle, now - r.started)) end
+  r.spared = spared
+end
+
 local function end_view(r, reason, by, rule)
   view_end(r, reason, by, rule)
+  if LEFT[reason] then spare(r) else r.spared = most_of('spared') end
+  r.shared = most_of('shared')
   r.status, r.ended, r.reason, r.by, r.rule, r.blocked = 'e', now, reason, by or '', rule or '', ''
   save(r)
 end
@@ -107,7 +120,11 @@ local function admit(ask, me, verdict)
     end_view(adopted, 'superseded', ask.session)
     adopted = nil
   end
-  if ask.adopted then forget(ask.adopted) end
+  local spared, shared = 0, 0
+  if ask.adopted then
+    spared, shared = ask.adopted.spared, ask.adopted.shared
+    forget(ask.adopted)
+  end
 
   local new = not me or me.status == 'b' or me.status == 't'
   if new then
@@ -121,6 +138,7 @@ local function admit(ask, me, verdict)
   if me.status == 'r' and not new and known ~= ask.content then
     played_on(me, ask.at)
     view_end(me, 'content_changed')
+    spare(me)
     me.left, me.left_at = known, now
   end
   me.ident = ask.ident
@@ -145,6 +163,7 @@ local function admit(ask, me, verdict)
   me.origin = (ask.player or me.origin == 'p') and 'p' or 's'
   me.admitted = admitted or now
   me.proven = ask.proven
+  me.spared, me.shared = math.max(me.spared, spared), math.max(me.shared, shared)
   if ask.debt > 0 then me.debt, me.debt_at = ask.debt, now end
   records[me.session] = me
   return me
