@@ -9,11 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.asking import identifier, verified, whole
+from api.asking import identifier, moment, verified, whole
 from api.http import json_response
 from api.services import Services
 from engine.errors import BadRequest
-from engine.wire import AT_MAX
 
 JOB_S = 3_600
 RANGE_MS = 92 * 86_400_000
@@ -53,8 +52,8 @@ class Admin:
         verified(self._services, request).require("read")
         query = request.query_params
         now = self._services.clock.ms()
-        end = whole(request.query_params, "to", now + 1, 0, AT_MAX)
-        start = whole(request.query_params, "from", max(0, end - 86_400_000), 0, AT_MAX)
+        end = moment(query, "to", now + 1)
+        start = moment(query, "from", max(0, end - 86_400_000))
         if not start < end <= start + RANGE_MS:
             raise BadRequest("from and to must be ms, from before to, at most 92 days apart", field="from")
         asked: dict[str, Any] = {

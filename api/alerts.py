@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.asking import verified, whole
+from api.asking import moment, verified, whole
 from api.http import json_response
 from api.services import Services
 from engine.alerts import RuleFile, store
@@ -54,7 +54,7 @@ class Alerts:
     async def history(self, request: Request) -> Response:
         """What was told, the newest first."""
         log, query = self._log(request), request.query_params
-        limit, before = whole(query, "limit", LIMIT, 1, LIMIT_MAX), whole(query, "before", AT_MAX, 1, AT_MAX)
+        limit, before = whole(query, "limit", LIMIT, 1, LIMIT_MAX), moment(query, "before", AT_MAX, 1)
         asked: Awaitable[Any] = log.xrevrange(self._services.keys.alerts_told, max=f"({before}-0", count=limit)
         items = [{"id": id_.decode()} | orjson.loads(fields[b"a"]) for id_, fields in await answered(asked)]
         return json_response({"items": items, "next": None})

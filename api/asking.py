@@ -7,9 +7,9 @@ from starlette.requests import Request
 
 from api.http import bearer, read_body
 from api.services import Services
-from engine.errors import BadRequest, Forbidden
+from engine.errors import BadRequest
 from engine.tokens import Claims
-from engine.wire import ID_MAX
+from engine.wire import AT_MAX, ID_MAX, check_ms
 
 
 def identifier(name: str, value: str | None, *, required: bool = True) -> str:
@@ -33,6 +33,14 @@ def whole(query: QueryParams, name: str, default: int, low: int, high: int) -> i
     return int(value)
 
 
+def moment(query: QueryParams, name: str, default: int, low: int = 0) -> int:
+    """A time, ms since the epoch. Raises BadRequest, also for one that can only have been meant as seconds."""
+    value = whole(query, name, default, low, AT_MAX)
+    if name in query:
+        check_ms(value, name)
+    return value
+
+
 def verified(services: Services, request: Request) -> Claims:
     """The claims of the bearer token. Raises Unauthorized."""
     authorization = request.headers.get("authorization")
@@ -48,11 +56,8 @@ def account_of(request: Request, claims: Claims, scope: str, *, required: bool =
 
 
 def profile_of(request: Request, claims: Claims) -> str:
-    """The profile named in the query, judged as a heartbeat's is. Raises BadRequest, Forbidden."""
-    profile = identifier("profile", request.query_params.get("profile"), required=False)
-    if claims.profiles is not None and profile and profile not in claims.profiles:
-        raise Forbidden("the token is not for this profile", code="other_profile", field="profile")
-    return profile
+    """The profile that the query names, or the token's only one. Raises BadRequest, Forbidden."""
+    return claims.profile_or(identifier("profile", request.query_params.get("profile"), required=False))
 
 
 async def body_of(services: Services, request: Request) -> bytes:

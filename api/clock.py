@@ -30,7 +30,7 @@ from api.services import Services
 from engine import lag
 from engine.clock import ClockSet, Due, VirtualClock, due
 from engine.errors import BadRequest, Conflict, Unavailable
-from engine.wire import decode
+from engine.wire import check_ms, decode
 
 AGAIN_S = 2
 """A worker that was killed took the question with it: it is asked again so often. What was done is not done twice."""
@@ -57,6 +57,7 @@ class Clocks:
         now = decode(_set, await body_of(self._services, request)).now
         if now <= 0:
             raise BadRequest("now must be ms since the epoch", field="now")
+        check_ms(now, "now")
         async with self._moving:
             await self._move(now)
         return json_response({"now": now})

@@ -16,7 +16,7 @@ from api.asking import identifier
 from api.direct import Direct
 from api.http import RawHeaders, bearer, read_body
 from api.services import Services
-from engine import edge_rules
+from engine import names
 from engine.cmcd.collect import Collector, Sender
 from engine.cmcd.evidence import Stream
 from engine.cmcd.parser import Bad, Parsed, parse_body
@@ -136,20 +136,19 @@ def _sender(query: QueryParams, claims: Claims, token: str) -> Sender:
     kind = query.get("kind", "")
     if kind not in ("", "live", "vod"):
         raise BadRequest("kind must be live or vod", field="kind")
-    names = ("device", "device_type", "provider", "profile", "target")
+    said = ("device", "device_type", "provider", "profile", "target")
     device, device_type, provider, profile, target = (
-        identifier(name, query.get(name), required=False) for name in names
+        identifier(name, query.get(name), required=False) for name in said
     )
+    names.check_device(device)
     if claims.device and device not in ("", claims.device):
         raise Forbidden("the token is for another device", code="other_device", field="device")
-    if claims.profiles is not None and profile and profile not in claims.profiles:
-        raise Forbidden("the token is not for this profile", code="other_profile", field="profile")
     stated = Stream(
-        kind=claims.kind or kind, device=claims.device or device, profile=profile,
+        kind=claims.kind or kind, device=claims.device or device, profile=claims.profile_or(profile),
         device_type=claims.device_type or device_type, provider=claims.provider or provider,
     )  # fmt: skip
     # As at the edge: where nothing names a device, one token is one device, whatever it plays.
-    return Sender(claims, account, stated, edge_rules.device_of(token), target)
+    return Sender(claims, account, stated, names.token_device(token), target)
 
 
 def _wanted(query: QueryParams) -> bool:

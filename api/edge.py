@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.services import Services
-from engine import edge_rules
+from engine import edge_rules, names
 from engine.cmcd import parser
 from engine.cmcd.keys import Value
 from engine.errors import AccountBusy, BadRequest, Forbidden, PulsegateError, Unauthorized
@@ -85,13 +85,16 @@ class Edge:
         said = _cmcd(request, asked.query)
         signal = Signal(
             account=claims.account,
-            device=claims.device or named["device"] or edge_rules.device_of(token),
+            device=claims.device or named["device"] or names.token_device(token),
             evidence="manifest" if self._manifest.search(asked.path) else "segment",
             content=claims.content or named["content"] or str(said.get("cid", "")),
             kind=claims.kind or named["kind"],  # type: ignore[arg-type]
             session=claims.sid or claims.jti or edge_rules.session_of(said, claims.device),
             provider=claims.provider or named["provider"],
+            profile=claims.sole_profile,
         )
+        if not claims.device:
+            names.check_device(named["device"])
         for name in ("device", "content", "provider"):
             value = getattr(signal, name)
             if len(value) > ID_MAX or not value.isprintable():

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.http import json_response, read_body, token_of
 from api.services import Services
-from engine import tracking
+from engine import names, tracking
 from engine.errors import BadRequest, Forbidden, Overloaded, Unavailable
 from engine.tokens import Claims
 from engine.tracking import STATED, EventBatch, Fate, Rejected
@@ -34,6 +34,8 @@ class Events:
         # Events are checked one by one, so that a bad one costs the others nothing.
         batch = decode(_batch, body, whole=False)
         check_printable(batch)
+        names.check_session(batch.session)
+        names.check_device(batch.device)
         if len(batch.events) > settings.events_max:
             raise BadRequest(f"events: at most {settings.events_max} at once", field="events")
         claims = services.tokens.verify(token_of(request, batch.token), grace_s=settings.token_grace_s)
@@ -42,6 +44,8 @@ class Events:
         account = claims.account_or(batch.account)
         services.decisions.quotas.check(account)
         stated = _stated(claims, batch)
+        if claims.profiles is not None:
+            stated["profile"] = await self._profile(claims, account, batch)
         good, bad = tracking.sort(account, batch.session, batch.events)
         fate = await self._append(account, batch.session, stated, good)
         accepted = sum(fate.flags)
@@ -54,6 +58,15 @@ class Events:
             "rejected": [_refusal(item) for item in bad],
         }
         return json_response(answer, 202)
+
+    async def _profile(self, claims: Claims, account: str, batch: EventBatch) -> str:
+        """Whose events these are, where the token is not for all: by the session's record, if it is known. Raises BadRequest,
+        Forbidden, Unavailable."""
+        known = await self._services.decisions.track(account, [], batch.session)
+        theirs = known.ident.get("profile", "")
+        if known.ident.get("device") and not claims.reaches(theirs, backend=known.backend):
+            raise Forbidden("the session is of another profile", code="other_profile", field="session")
+        return claims.profile_or(batch.profile or theirs)
 
     async def _append(self, account: str, session: str, stated: dict[str, str], good: list[tracking.Good]) -> Fate:
         """Raises Unavailable and Overloaded, unless there is nothing to append."""
@@ -68,11 +81,9 @@ class Events:
 
 
 def _stated(claims: Claims, batch: EventBatch) -> dict[str, str]:
-    """What token and body say of the stream. Raises Forbidden for another device or profile than the token's."""
+    """What token and body say of the stream. Raises Forbidden for another device than the token's."""
     if claims.device and batch.device not in ("", claims.device):
         raise Forbidden("the token is for another device", code="other_device", field="device")
-    if claims.profiles is not None and batch.profile and batch.profile not in claims.profiles:
-        raise Forbidden("the token is not for this profile", code="other_profile", field="profile")
     said = {
         "profile": batch.profile, "device": claims.device or batch.device, "content": batch.content,
         "kind": claims.kind or batch.kind,

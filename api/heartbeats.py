@@ -72,7 +72,7 @@ class Heartbeats(Direct):
     async def _keep(self, claims: Claims, beat: Heartbeat, bad: list[Rejected]) -> None:
         """Keeps its bad events, with the view they belong to if Redis can be asked. Raises nothing."""
         envelope: dict[str, Any] = {
-            "profile": beat.profile, "device": claims.device or beat.device, "content": beat.content,
+            "profile": claims.profile_or(beat.profile), "device": claims.device or beat.device, "content": beat.content,
             "kind": claims.kind or beat.kind,
         }  # fmt: skip
         with contextlib.suppress(PulsegateError):

@@ -93,7 +93,8 @@ def _answers() -> dict[str, Schema]:
     """The schemas of what comes back."""
     text, whole = {"type": "string"}, {"type": "integer"}
     conflict: dict[str, Schema] = {
-        "session": text, "device": text, "device_type": _of("string", "null if nobody said", null=True), "content": text,
+        "session": text, "device": text, "device_type": _of("string", "null if nobody said", null=True),
+        "content": _of("string", "null where it is of a profile that the token is not for", null=True),
         "since_at": _of("integer", "when it was admitted, ms"),
         "last_evidence_at": _of("integer", "when it last showed itself, ms"),
         "last_evidence": {"enum": ["heartbeat", "token", "licence", "manifest", "segment"]},
@@ -127,7 +128,7 @@ def _answers() -> dict[str, Schema]:
         "degraded": _of("boolean", "decided without session Redis, in the viewer's favour"),
     }
     session: dict[str, Schema] = conflict | {
-        "account": text, "kind": {"enum": ["live", "vod", ""]}, "profile": text, "provider": text,
+        "account": text, "content": text, "kind": {"enum": ["live", "vod", ""]}, "profile": text, "provider": text,
         "state": {"enum": sorted(STATES)},
         "view": _of("integer", "counts the contents watched in this session, from 1"),
         "revision": _of("integer", "how often the view was reopened"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.wire import AT_MAX, ID_MAX, PRINTABLE
+from api.openapi_history import moment
+from engine.wire import ID_MAX, PRINTABLE
 
 Schema = dict[str, Any]
 
@@ -38,7 +39,7 @@ def job_path() -> list[Schema]:
 
 def blocks_query() -> list[Schema]:
     text = {"type": "string", "maxLength": ID_MAX, "pattern": f"^{PRINTABLE}*$"}
-    at = {"type": "integer", "minimum": 0, "maximum": AT_MAX}
+    at = moment()
     return [
         *({"name": name, "in": "query", "schema": text, "example": ""} for name in ("account", "rule", "provider", "content")),
         {"name": "from", "in": "query", "schema": at, "example": _AT - 86_400_000, "description": "ms; a day before `to`"},

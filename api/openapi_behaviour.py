@@ -7,6 +7,7 @@ from typing import Any
 from api.alerts import LIMIT_MAX as TOLD_MAX
 from api.alerts import STATUSES
 from api.behaviour import LIMIT, LIMIT_MAX
+from api.openapi_history import moment
 from engine.quality.behaviour import BY, BY_MAX, FILTERS
 from engine.wire import AT_MAX, ID_MAX, PRINTABLE
 
@@ -52,7 +53,7 @@ HISTORY = "What fired and was over, the newest first. A service token (scope `re
 
 def query(*, curve: bool = False) -> list[Schema]:
     text = {"type": "string", "maxLength": ID_MAX, "pattern": f"^{PRINTABLE}*$"}
-    whole = {"type": "integer", "minimum": 0, "maximum": AT_MAX}
+    whole = moment()
     found: list[Schema] = [
         {
             "name": "from",
@@ -108,7 +109,7 @@ def alerts_query() -> list[Schema]:
 
 def history_query() -> list[Schema]:
     limit = {"type": "integer", "minimum": 1, "maximum": TOLD_MAX}
-    before = {"type": "integer", "minimum": 1, "maximum": AT_MAX}
+    before = moment(1)
     return [
         {"name": "limit", "in": "query", "schema": limit, "description": "", "example": 100},
         {

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from engine.resumes import ResumeSet
-from engine.wire import AT_MAX, ID_MAX, PRINTABLE
+from engine.wire import AT_MAX, ID_MAX, MS_LEAST, PRINTABLE
 
 Schema = dict[str, Any]
 
@@ -43,6 +43,16 @@ def _number(name: str, description: str, low: int, high: int, example: int) -> S
     return {"name": name, "in": "query", "schema": schema, "description": description, "example": example}
 
 
+def moment(low: int = 0) -> Schema:
+    """A time in a query, ms: none that could be seconds (`api.asking.moment`)."""
+    late: Schema = {"type": "integer", "minimum": MS_LEAST, "maximum": AT_MAX}
+    return late if low else {"anyOf": [{"type": "integer", "const": 0}, late]}
+
+
+def _moment(name: str, description: str, example: int) -> Schema:
+    return {"name": name, "in": "query", "schema": moment(), "description": description, "example": example}
+
+
 def _page(default: int, most: int) -> list[Schema]:
     cursor = {"name": "cursor", "in": "query", "schema": {"type": "string"}, "description": "`next` of the page before"}
     return [_number("limit", f"{default} unless given", 1, most, default), cursor | {"example": ""}]
@@ -52,7 +62,10 @@ def whose() -> list[Schema]:
     """The query of all resume calls."""
     return [
         _text("account", "with a service token: whose", "ann"),
-        _text("profile", "that of the heartbeats; without, the positions of heartbeats that name none"),
+        _text(
+            "profile",
+            "that of the heartbeats; without, the token's only one, else the positions of heartbeats that name none",
+        ),
     ]
 
 
@@ -64,8 +77,8 @@ def views_list() -> list[Schema]:
     return [
         _text("account", "with a service token: whose; a player's token sees its own", "ann"),
         _text("content", ""), _text("session", ""),
-        _number("from", "views that began then or later, ms", 0, AT_MAX, _AT - 86_400_000),
-        _number("to", "views that began before, ms", 0, AT_MAX, _AT), *_page(50, 500),
+        _moment("from", "views that began then or later, ms", _AT - 86_400_000),
+        _moment("to", "views that began before, ms", _AT), *_page(50, 500),
     ]  # fmt: skip
 
 

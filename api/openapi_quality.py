@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from api.cmcd import CONTENT_TYPES
+from api.openapi_history import moment
 from api.quality import LIMIT_PLAYERS, LIMIT_WORST
 from engine.cmcd.parser import LINES_MAX
 from engine.quality.facts import DIMENSIONS, FACTS
 from engine.quality.metrics import METRICS, NOT_MEASURABLE
 from engine.quality.query import BY_MAX, INTERVALS, METRICS_MAX, POINTS_MAX, ROWS_MAX, WHERE_MAX
-from engine.wire import AT_MAX, ID_MAX, PRINTABLE
+from engine.wire import ID_MAX, PRINTABLE
 
 Schema = dict[str, Any]
 
@@ -129,7 +130,7 @@ TIMELINE_DESCRIPTION = (
 
 
 def _period(default: str) -> list[Schema]:
-    whole = {"type": "integer", "minimum": 0, "maximum": AT_MAX}
+    whole = moment()
     return [
         {"name": "from", "in": "query", "schema": whole, "description": f"ms; {default} before `to` unless given", "example": _AT - 3_600_000},
         {"name": "to", "in": "query", "schema": whole, "description": "ms, exclusive; now unless given", "example": _AT + 1},

@@ -16,14 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.asking import identifier, verified, whole
+from api.asking import identifier, moment, verified, whole
 from api.services import Services
 from engine.errors import BadRequest
 from engine.events import EVENTS, HEARTBEATS
 from engine.partitions import partition_of
 from engine.quality.metrics import METRICS
 from engine.quality.query import ROWS_MAX, Asked, by_of, check_range, interval_of, metrics_of, where_of
-from engine.wire import AT_MAX
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 LIMIT_WORST, LIMIT_PLAYERS = 20, 100
@@ -106,8 +105,8 @@ class Quality:
 
 def span(query: QueryParams, default_ms: int, now_ms: int) -> tuple[int, int]:
     """`from` and `to`, ms; to now unless given, and from so long before it. Raises BadRequest."""
-    end = whole(query, "to", now_ms + 1, 0, AT_MAX)
-    start = whole(query, "from", max(0, end - default_ms), 0, AT_MAX)
+    end = moment(query, "to", now_ms + 1)
+    start = moment(query, "from", max(0, end - default_ms))
     check_range(start, end)
     return start, end
 

@@ -30,11 +30,12 @@ from api.resume import Resume
 from api.services import Services
 from api.trending import List, Trending
 from api.views import Views
+from engine import names
 from engine.clock import VirtualClock
 from engine.errors import BadRequest
 from engine.metrics import CONTENT_TYPE
 from engine.tokens import Claims
-from engine.wire import SIGNALS_MAX, Revocation, Signal, Stop, Takeover, check_printable, decode
+from engine.wire import SIGNALS_MAX, Revocation, Signal, Stop, Takeover, check_ms, check_printable, decode
 
 _stop = msgspec.json.Decoder(Stop)
 _takeover = msgspec.json.Decoder(Takeover)
@@ -56,6 +57,14 @@ class _Any(Convertor[str]):
 
 
 register_url_convertor("any", _Any())
+
+
+def _check_signal(signal: Signal, where: str) -> None:
+    """Raises BadRequest."""
+    check_printable(signal, where)
+    names.check_session(signal.session, f"{where}session")
+    names.check_signal_device(signal.device, f"{where}device")
+    check_ms(signal.at, f"{where}at")
 
 
 class Routes:
@@ -132,6 +141,8 @@ class Routes:
             name: identifier(name, query.get(name), required=False) for name in ("profile", "device_type", "provider")
         }
         session, device = (identifier(name, query.get(name), required=False) for name in ("session", "device"))
+        names.check_session(session)
+        names.check_device(device)
         content = identifier("content", query.get("content"))
         return json_response(await self._services.decisions.check(claims, session, device, content, kind, attributes))
 
@@ -153,6 +164,8 @@ class Routes:
         claims = self._verified(request)
         ask = decode(_takeover, await self._body(request))
         check_printable(ask)
+        names.check_session(session)
+        names.check_device(ask.device)
         if not claims.account:
             claims.require("admin")
         return json_response(await self._services.decisions.takeover(claims, session, ask))
@@ -163,6 +176,7 @@ class Routes:
         if not claims.account:
             claims.require("read")
         items = await self._services.decisions.sessions(claims.account_or(account))
+        items = [item for item in items if claims.reaches(item["profile"], backend=item["origin"] == "backend")]
         return json_response({"items": items, "next": None})
 
     # backends
@@ -177,7 +191,7 @@ class Routes:
         read = []
         for index, item in enumerate(raw):
             signal = decode(_signal, item, f"[{index}]" if many else "")
-            check_printable(signal, f"[{index}]." if many else "")
+            _check_signal(signal, f"[{index}]." if many else "")
             read.append((signal, item))
         answers = await self._services.decisions.signals(read)
         return json_response(answers if many else answers[0])
@@ -186,6 +200,7 @@ class Routes:
         self._verified(request).require("admin")
         revocation = decode(_revocation, await self._body(request))
         check_printable(revocation)
+        check_ms(revocation.expires_at, "expires_at")
         await self._services.revocations.revoke(revocation)
         return Response(status_code=204)
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.asking import account_of, identifier, verified, whole
+from api.asking import account_of, identifier, moment, verified, whole
 from api.http import json_response
 from api.services import Services
 from engine.errors import BadRequest
@@ -36,15 +36,12 @@ class Views:
         query = request.query_params
         account = account_of(request, claims, "read", required=False)
         content, session = (identifier(name, query.get(name), required=False) for name in ("content", "session"))
-        start, end = (
-            whole(request.query_params, "from", 0, 0, AT_MAX),
-            whole(request.query_params, "to", AT_MAX, 0, AT_MAX),
-        )
+        start, end = moment(query, "from", 0), moment(query, "to", AT_MAX)
         if not account and not content and end - start > SPAN_MAX_MS:
             raise BadRequest(
                 "from and to must lie within a day where neither account nor content is named", field="from"
             )
         limit = whole(request.query_params, "limit", LIMIT, 1, LIMIT_MAX)
-        asked = Asked(account, content, session, start, end, limit, query.get("cursor", ""))
+        asked = Asked(account, content, session, start, end, limit, query.get("cursor", ""), claims.profiles)
         items, more = await self._viewings.find(asked)
         return json_response({"items": items, "next": more})

@@ -12,8 +12,9 @@ from pathlib import Path
 from engine import badcli, deployment, lifeline
 from engine.cdnlog import command, options
 from engine.errors import PulsegateError
+from engine.names import check_device, check_session
 from engine.settings import Settings
-from engine.tokens import SCOPES, issue
+from engine.tokens import SCOPES, SERVICE, issue
 
 _WORKERS = {
     "dead": "events that a sink or consumer could not handle: list, replay, drop",
@@ -146,8 +147,12 @@ def _token(args: argparse.Namespace) -> int:
         if unknown := set(scopes) - SCOPES:
             print(f"pulsegate token: unknown scope {', '.join(sorted(unknown))}", file=sys.stderr)
             return 2
-        claims: dict[str, object] = {"scope": " ".join(scopes)}
+        claims: dict[str, object] = {
+            "typ": SERVICE, "scope": " ".join(settings.jwt_scope_prefix + scope for scope in scopes),
+        }  # fmt: skip
     else:
+        check_device(args.device or "", "--device")
+        check_session(args.sid or "", "--session")
         claims = {
             "sub": args.account, "plan": args.plan, "max_streams": args.max_streams, "device": args.device,
             "sid": args.sid, "content": args.content,

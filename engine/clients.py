@@ -12,6 +12,7 @@ from redis import Redis
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError
 
+from engine.embedded import url_of
 from engine.errors import ConfigError, LayoutMismatch, PulsegateError, Unavailable
 from engine.keys import Keys
 from engine.scripts import Arg, Script
@@ -90,7 +91,7 @@ def _embedded(data: Path | None, name: str, variable: str) -> str:
     try:
         if data is None:
             raise FileNotFoundError
-        return f"redis://127.0.0.1:{int((data / name / 'port').read_text())}/0"
+        return url_of(data / name)
     except (OSError, ValueError):
         raise ConfigError(f"set {variable}, or --data to the directory of a `pulsegate run`", field=variable) from None
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from time import monotonic, perf_counter, time
 from typing import Any
 
 import orjson
 
-from engine import scripts, tracking, viewers
+from engine import names, scripts, tracking, viewers
 from engine.completion import Thresholds, completed_point
 from engine.errors import AccountBusy, BadRequest, Conflict, Forbidden, NotFound, Overloaded, OverQuota, Unavailable
 from engine.keys import Keys
@@ -34,13 +33,13 @@ log = logging.getLogger(__name__)
 Decision = dict[str, Any]
 
 SPOOLED = ("account", "plan", "max_streams", "device", "device_type", "provider", "kind")
-"""What is kept of the token with a spooled heartbeat."""
+"""What is kept of the token with a spooled heartbeat, beside its profiles."""
 
 REMEMBERED = 512
 """Bytes of an answer to a request id, about."""
 _UNREAL_S = 5.0
 
-ALLOW, BLOCK, UNKNOWN_TARGET = range(3)
+ALLOW, BLOCK, UNKNOWN_TARGET, OTHER_PROFILE = range(4)
 """Reply codes, shared with lua/lib/reply.lua."""
 
 
@@ -98,6 +97,7 @@ class Decisions:
         except Unavailable:
             if at == "":
                 known = {name: getattr(claims, name) for name in SPOOLED}
+                known["profiles"] = None if claims.profiles is None else sorted(claims.profiles)
                 self._spool.put({"at": int(time() * 1000), "claims": known, "body": body.decode()})
             return self._degraded(beat.session, claims, interval)
         if at == "":
@@ -122,9 +122,9 @@ class Decisions:
     ) -> tuple[tuple[str, ...], tuple[Arg, ...], int]:
         """(keys, arguments, the interval to promise in ms) of a heartbeat's script call."""
         account = claims.account
-        device = self._device(claims, beat.device)
+        device, profile = self._device(claims, beat.device), beat.profile
         if claims.profiles is not None:
-            self._check_profile(claims, beat.profile)
+            profile = claims.profile_or(profile)
         kind, provider, device_type = (
             claims.kind or beat.kind,
             claims.provider or beat.provider,
@@ -135,7 +135,7 @@ class Decisions:
         stretch = self._stretch()
         interval = int(self._settings.interval_ms * stretch)
         common = orjson.dumps({
-            "account": account, "profile": beat.profile, "device": device, "session": beat.session,
+            "account": account, "profile": profile, "device": device, "session": beat.session,
             "content": beat.content, "kind": kind, "v": 1,
         })[1:-1] + b',"data":'  # fmt: skip
         written = common + body + b"}"
@@ -154,21 +154,22 @@ class Decisions:
             completed = self._completed(beat)
         args = (
             *self._common(account),
-            beat.session, f"{device}\t{beat.content}\t{kind}\t{device_type}\t{provider}\t{beat.profile}\t{matched.held}{length}",
+            beat.session, f"{device}\t{beat.content}\t{kind}\t{device_type}\t{provider}\t{profile}\t{matched.held}{length}",
             beat.seq, STATES[beat.state], "" if beat.position is None else int(beat.position * 1000), "" if stretch == 1 else interval,
-            int(self._settings.lifetime_ms * stretch), "" if beat.rate == 1 else beat.rate, matched.policy, at,
-            written, completed, *extra,
+            int(self._settings.lifetime_ms * stretch), "" if beat.rate == 1 else beat.rate,
+            matched.policy if claims.profiles is None else self._policy(claims, matched), at, written, completed, *extra,
         )  # fmt: skip
         return (k.leases, k.deadlines, k.outbox), args, interval
 
     async def check(
         self, claims: Claims, session: str, device: str, content: str, kind: str, attributes: dict[str, str]
     ) -> Decision:
-        """What a heartbeat would be answered now; reads only."""
+        """What a heartbeat would be answered now; reads only. Raises Forbidden for a session of another profile than the token's."""
         device = self._device(claims, device)
+        attributes = attributes | {"profile": claims.profile_or(attributes.get("profile", ""))}
         ident, matched = self._ident(claims, device, content, kind, attributes)
         k = self._keys.account(claims.account)
-        args = (*self._common(claims.account), session, ident, matched.policy)
+        args = (*self._common(claims.account), session, ident, self._policy(claims, matched))
         try:
             reply = await self._run(self._check, (k.leases, k.deadlines, k.outbox), args)
         except Unavailable:
@@ -176,7 +177,8 @@ class Decisions:
         return self._decision(session, claims, reply, self._settings.interval_ms)
 
     async def stop(self, claims: Claims, session: str, stop: Stop) -> bool:
-        """Ends the session's view and frees its slots; whether there was one. Raises Unavailable."""
+        """Ends the session's view and frees its slots; whether there was one. Raises Forbidden for a session of another profile than
+        the token's, Unavailable."""
         account = claims.account_or(stop.account)
         k = self._keys.account(account)
         args = (
@@ -185,14 +187,15 @@ class Decisions:
             "" if stop.seq is None else stop.seq,
             stop.request_id,
             self._settings.request_ttl_ms,
+            claims.profiles_said,
         )
-        reply = await self._run(
-            self._stop, (k.leases, k.deadlines, k.outbox, k.request(f"stop:{stop.request_id}")), args
-        )
+        reply = await self._run(self._stop, (k.leases, k.deadlines, k.outbox, k.request("stop", stop.request_id)), args)
+        if reply[0] == OTHER_PROFILE:
+            raise _other_profile("session")
         return bool(reply[0])
 
     async def takeover(self, claims: Claims, session: str, ask: Takeover) -> Decision:
-        """Stops the stream the viewer chose and starts this one. Raises Conflict, NotFound, Unavailable."""
+        """Stops the stream the viewer chose and starts this one. Raises Conflict, Forbidden, NotFound, Unavailable."""
         account = claims.account_or(ask.account)
         k = self._keys.account(account)
         if wait := self.quotas.starts.wait_s(account):
@@ -202,10 +205,10 @@ class Decisions:
         ident, matched = await self._takeover_stream(claims, account, session, ask)
         s = self._settings
         args = (
-            *self._common(account), session, ident, ask.stop, s.interval_ms, s.lifetime_ms, matched.policy, ask.request_id,
+            *self._common(account), session, ident, ask.stop, s.interval_ms, s.lifetime_ms, self._policy(claims, matched), ask.request_id,
             s.request_ttl_ms,
         )  # fmt: skip
-        keys = (k.leases, k.deadlines, k.outbox, k.request(f"takeover:{ask.request_id}"), k.takeovers)
+        keys = (k.leases, k.deadlines, k.outbox, k.request("takeover", ask.request_id), k.takeovers)
         reply = await self._run(self._takeover, keys, args)
         if reply[0] == UNKNOWN_TARGET:
             raise NotFound("no such running session", code="unknown_session", field="stop")
@@ -220,7 +223,7 @@ class Decisions:
         named = claims or Claims(account=signal.account, plan=signal.plan, max_streams=signal.max_streams)
         ident, matched = self._ident(named, device, signal.content, signal.kind, attributes)
         k = self._keys.account(signal.account)
-        born = "~" + _digest(f"{device}\t{signal.content}")
+        born = names.backend_session(device, signal.content)
         if signal.content and signal.account in self.quotas.starts.over:
             try:
                 await self._check_start(signal.account, signal.session, device, signal.content)
@@ -241,7 +244,7 @@ class Decisions:
             "" if signal.at is None else signal.at, matched.policy, self._settings.unmatched,
             who, body if written else b"", request_id, self._settings.request_ttl_ms,
         )  # fmt: skip
-        keys = (k.leases, k.deadlines, k.outbox, k.request(f"signal:{signal.request_id}"))
+        keys = (k.leases, k.deadlines, k.outbox, k.request("signal", signal.request_id))
         try:
             reply = await self._run(self._signal, keys, args)
         except Unavailable:
@@ -430,9 +433,9 @@ class Decisions:
         return named
 
     @staticmethod
-    def _check_profile(claims: Claims, profile: str) -> None:
-        if claims.profiles is not None and profile and profile not in claims.profiles:
-            raise Forbidden("the token is not for this profile", code="other_profile", field="profile")
+    def _policy(claims: Claims, matched: Matched) -> str:
+        """The policy as scripts want it: with the token's profiles, if it names any."""
+        return matched.policy if claims.profiles is None else f"{matched.policy}\n{claims.profiles_said}"
 
     def _match(self, claims: Claims, kind: str, provider: str, device_type: str, content: str) -> Matched:
         matched = self._plans.current.get(claims.plan).match(kind, provider, device_type, content, claims.max_streams)
@@ -463,9 +466,8 @@ class Decisions:
             )
         attributes = {
             "provider": ask.provider or seen.get("provider", ""), "device_type": ask.device_type or seen.get("device_type", ""),
-            "profile": ask.profile or seen.get("profile", ""),
+            "profile": claims.profile_or(ask.profile or seen.get("profile", "")),
         }  # fmt: skip
-        self._check_profile(claims, attributes["profile"])
         return self._ident(claims, self._device(claims, device), content, kind, attributes)
 
     async def _remembered(self, account: str, session: str) -> dict[str, str]:
@@ -483,6 +485,8 @@ class Decisions:
             code, expires, last_seq, duplicate, detail = ALLOW, abs(reply), seq, 0, b""
         else:
             code, expires, last_seq, duplicate, detail, *_ = reply
+            if code == OTHER_PROFILE:
+                raise _other_profile("session")
         allowed = code == ALLOW
         if allowed and not detail:
             self._metrics.allowed()
@@ -497,6 +501,8 @@ class Decisions:
         retry_at, conflicts = said.get("retry_at"), said.get("conflicts") or []
         for conflict in conflicts:
             conflict.setdefault("device_type", None)
+            if not claims.reaches(conflict.pop("profile", "")):
+                conflict["content"] = None
         self._metrics.decided(
             "allow" if allowed else "block", said.get("reason") or "", rule or "", said.get("ended", ())
         )
@@ -560,13 +566,16 @@ class _Submitted:
         decision = None
         if isinstance(reply, int | list):
             decisions._count_viewer(claims.account, beat.content, reply)
-            decisions._count_start(claims.account, reply)
-            decision = decisions._decision(beat.session, claims, reply, self._interval, beat.seq)
+            # Nothing may be raised to the connection that serves all: asked again, `heartbeat` says what is wrong.
+            foreign = not isinstance(reply, int) and reply[0] == OTHER_PROFILE
+            if not foreign:
+                decisions._count_start(claims.account, reply)
+                decision = decisions._decision(beat.session, claims, reply, self._interval, beat.seq)
         self._tell(decision)
 
     def set_exception(self, error: BaseException) -> None:
         self.set_result(error)
 
 
-def _digest(text: str) -> str:
-    return blake2b(text.encode(), digest_size=12).hexdigest()
+def _other_profile(field: str) -> Forbidden:
+    return Forbidden("the session is of a profile that the token is not for", code="other_profile", field=field)

@@ -27,9 +27,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from engine import lifeline
-from engine.embedded import DURABLE, Server
+from engine.embedded import DURABLE, Server, password_of
 from engine.errors import ConfigError
+from engine.masked import masked
 from engine.plans import PlanFile
+from engine.private import close, keep_private
 from engine.settings import Settings
 from engine.stopping import Stop
 from engine.tokens import issue
@@ -46,6 +48,7 @@ def api(settings: Settings) -> int:
     """Serves the API in this process, or under uvicorn's supervisor if there are several. Returns when stopped."""
     import uvicorn
 
+    keep_private(settings)
     # uvicorn raises the signal that stopped it once more when it is done; being asked to stop is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -84,6 +87,7 @@ def _metrics_dir(settings: Settings) -> Iterator[Settings]:
 
 def workers(settings: Settings) -> int:
     """Runs RQ workers as child processes until told to stop."""
+    keep_private(settings)
     return Supervisor(_workers(settings)).run()
 
 
@@ -97,6 +101,7 @@ def _workers(settings: Settings) -> list[Part]:
 
 
 def scheduler(settings: Settings) -> int:
+    keep_private(settings)
     return Supervisor([Part("scheduler", ["-m", "workers", "scheduler"], settings)]).run()
 
 
@@ -104,7 +109,10 @@ def run(settings: Settings, data: Path) -> int:
     """Everything: an embedded server unless one is named, API, workers, scheduler."""
     PlanFile(Path(settings.plans_file))
     _check_port(settings)
+    keep_private(settings)
     data.mkdir(parents=True, exist_ok=True)
+    # Not the directory itself, which may be anything.
+    close((data / name for name in ("redis", "queues", "spool", "lake")), settings)
     with _locked(data):
         settings = replace(
             settings,
@@ -114,10 +122,10 @@ def run(settings: Settings, data: Path) -> int:
         )
         servers: list[Server] = []
         if not settings.redis_url:
-            servers.append(Server(data / "redis", DURABLE))
+            servers.append(Server(data / "redis", DURABLE, password=password_of(data / "redis")))
             settings = replace(settings, redis_url=servers[0].url)
         elif not settings.log_redis_url and _is_cluster(settings.redis_url):
-            servers.append(Server(data / "queues", DURABLE))
+            servers.append(Server(data / "queues", DURABLE, password=password_of(data / "queues")))
             settings = replace(settings, log_redis_url=servers[0].url)
         for server in servers:
             server.start()
@@ -138,7 +146,7 @@ def _is_cluster(url: str) -> bool:
         with Redis.from_url(url, socket_timeout=5) as client:
             return bool(client.info("cluster").get("cluster_enabled"))
     except RedisError as error:
-        raise ConfigError(f"--redis-url {url}: {error}", field="PULSEGATE_REDIS_URL") from None
+        raise ConfigError(f"--redis-url {masked(url)}: {error}", field="PULSEGATE_REDIS_URL") from None
 
 
 def _check_port(settings: Settings) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
 from urllib.parse import parse_qs, unquote_to_bytes
 
+from engine import names
 from engine.errors import ConfigError
 
 
@@ -72,10 +72,6 @@ def argument(query: str, name: str) -> str:
 
 def session_of(said: Mapping[str, object], device: str) -> str:
     """The session that a request's CMCD names, where the token names neither session nor device: what a player writes links no
-    request to the session of another device."""
-    return "" if device else str(said.get("sid", ""))
-
-
-def device_of(token: str) -> str:
-    """Where nothing names a device, one token is one device."""
-    return "token:" + sha256(token.encode(errors="surrogatepass")).hexdigest()[:16]
+    request to the session of another device, nor to one that Pulsegate has made."""
+    session = "" if device else str(said.get("sid", ""))
+    return "" if names.own_session(session) else session

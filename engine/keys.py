@@ -1,14 +1,15 @@
 """The data model in Redis, and the only place that builds keys (scripts add the few they learn by reading).
 
 Everything an account owns carries its partition's hash tag, so one script writes it all, on one node or a cluster.
-`{p17}` stands for the partition's tag (`engine.partitions.tags`); `pg` for `PULSEGATE_PREFIX`.
+Names that callers choose may hold any printable character, colons too. So a key has one of them, at its end or before parts
+that hold no colon, or says how long it is: no two things share a key. `{p17}` stands for the partition's tag (`engine.partitions.tags`); `pg` for `PULSEGATE_PREFIX`.
 
 | key                              | type   | holds                                                       | forgotten            | bytes |
 |----------------------------------|--------|-------------------------------------------------------------|----------------------|-------|
 | pg:{p17}:leases:<account>        | zset   | session with its record (lua/lib/record.lua) → when its lease expires (ms); below 0: it holds none, and is forgotten then | records 30 min after their end, by the sweep | 240–300 a session |
 | pg:{p17}:deadlines               | zset   | the ticks (¼ s) at which some account is due                | by the sweep         |       |
 | pg:{p17}:due:<tick>              | set    | accounts the sweep must look at then                        | by the sweep         | 30 an account |
-| pg:{p17}:request:<account>:<id>  | string | the answer to a request id                                  | 10 min               |       |
+| pg:{p17}:request:<verb>:<n>:<account>:<id> | string | the answer to a request id; n is the account's length | 10 min               |       |
 | pg:{p17}:takeovers:<account>     | string | takeovers lately                                            | 10 min               |       |
 | pg:{p17}:seen:<account>:<day>    | set    | 8-byte digests of the tracking events of that day (UTC)      | at the end of the next day | 11–18 an event; 45 above 127 a day |
 | pg:{p17}:seen:<account>:<day>:n  | hash   | digest of a series, number ÷ 512 → a bit for each number that came (CMCD reports) | the same | 150 a session, and 1/8 a report |
@@ -92,8 +93,9 @@ class AccountKeys:
         """What the sets of tracking events seen begin with; `:<day>` follows."""
         return f"{self.base}:seen:{self.account}"
 
-    def request(self, request_id: str) -> str:
-        return f"{self.base}:request:{self.account}:{request_id}"
+    def request(self, verb: str, request_id: str) -> str:
+        """`verb` is one of ours. The length says where the account ends, for both names are anybody's."""
+        return f"{self.base}:request:{verb}:{len(self.account)}:{self.account}:{request_id}"
 
 
 class Space:

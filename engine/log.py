@@ -37,7 +37,9 @@ def configure(level: str) -> None:
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    logging.getLogger("httpx").setLevel("WARNING")
+    # Theirs name URLs and headers, which may hold passwords.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel("WARNING")
 
 
 def log_failure(route: str, status: int, request_id: str, answer: bytes) -> None:

@@ -19,7 +19,7 @@
     kind = "live"                  # selectors: kind, provider, device_type, content; a value or a list
 
 A stream holds a lease under every rule whose selectors match it. An attribute that nobody states matches every
-rule that selects on it, so leaving a field out gains nothing.
+rule that selects on it, so leaving a field out gains nothing. Names of rules that Pulsegate makes itself are refused.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.names import RULES, STREAMS_RULE
+from engine.wire import ID_MAX
 
 MODES = ("deny_new", "stop_oldest", "stop_latest")
 UNITS = ("device", "stream")
 SELECTORS = ("kind", "provider", "device_type", "content")
-_NAME = re.compile(r"^[a-z0-9_-]{1,32}$")
+_NAME = re.compile("[a-z0-9_-]{1,32}")
 _MATCH_CACHE = 4096
 
 
@@ -98,7 +100,7 @@ class Plan:
         if max_streams is not None:
             rules = [Rule(r.name, max_streams, r.unit) if not r.selects else r for r in rules]
             if all(rule.selects for rule in self.rules):
-                rules.insert(0, Rule("streams", max_streams))
+                rules.insert(0, Rule(STREAMS_RULE, max_streams))
         # Narrow rules first: who leaves for one often frees the wider ones too, so fewer streams have to go.
         rules.sort(key=lambda rule: rule.limit)
         names = tuple(rule.name for rule in rules)
@@ -155,6 +157,10 @@ def _pick(table: dict[str, Any], key: str, where: str, kind: type, default: Any,
 
 def _plan(name: str, table: Any) -> Plan:
     where = f"plans.{name}"
+    if not 0 < len(name) <= ID_MAX or not name.isprintable() or name != name.strip():
+        raise ConfigError(
+            f"{where}: a plan's name must be 1–{ID_MAX} printable characters, as a token can say it", field=where
+        )
     _only(table, {"at_limit", "require_evidence", "rules"}, where)
     rules = table.get("rules")
     if not isinstance(rules, list) or not rules:
@@ -171,8 +177,10 @@ def _plan(name: str, table: Any) -> Plan:
 def _rule(where: str, table: Any) -> Rule:
     _only(table, {"name", "limit", "unit", *SELECTORS}, where)
     name = _pick(table, "name", where, str, None)
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise ConfigError(f"{where}.name must be 1–32 of a–z, 0–9, _ and -", field=f"{where}.name")
+    if name in RULES:
+        raise ConfigError(f"{where}.name: {name} is a name of Pulsegate's own", field=f"{where}.name")
     limit = _pick(table, "limit", where, int, None)
     if not 0 <= limit <= 1000:
         raise ConfigError(f"{where}.limit must be 0–1000", field=f"{where}.limit")
@@ -183,6 +191,9 @@ def _rule(where: str, table: Any) -> Rule:
             if not values or not all(isinstance(v, str) and v for v in values):
                 raise ConfigError(f"{where}.{key} must be a string or a list of strings", field=f"{where}.{key}")
             selects.append((key, frozenset(values)))
+    if selects and name == STREAMS_RULE:
+        message = f"{where}.name: {name} is the rule without selectors, whose limit a token may set"
+        raise ConfigError(message, field=f"{where}.name")
     return Rule(name, limit, _pick(table, "unit", where, str, "device", UNITS), tuple(selects))
 
 

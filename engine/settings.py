@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from redis.connection import parse_url
+
 from engine.errors import ConfigError
+from engine.masked import MASK, masked
 
 
 def _f(
@@ -62,6 +65,10 @@ class Settings:
     metrics_dir: str = _f("", "directory in which several API processes share their metrics; set by `pulsegate`")
     body_max_bytes: int = _f(64 * 1024, "largest request body", low=1024)
     inflight_max: int = _f(4096, "decisions under way per API process before it answers 429", low=1)
+    private_files: bool = _f(
+        True,
+        "files and directories that Pulsegate makes are its user's only (0600, 0700); false: as the process's umask says",
+    )
     account_inflight_max: int = _f(
         32, "decisions of one account under way per API process before that account alone is answered 429", low=1
     )
@@ -139,6 +146,13 @@ class Settings:
     jwks_url: str = _f("", "JWKS for RS256, ES256, EdDSA: a URL or a file")
     jwt_audience: str = _f("", "audience a token must name; empty: not checked")
     jwt_issuer: str = _f("", "issuer a token must name; empty: not checked")
+    jwt_service_audience: str = _f(
+        "", "audience that only service tokens name; empty: they are told by their claim typ alone"
+    )
+    jwt_service_subjects: tuple[str, ...] = _f(
+        (), "subjects of service tokens whose provider gives every token one, comma-separated; all others are players"
+    )
+    jwt_scope_prefix: str = _f("", "what the provider writes before each scope of a service token: pulsegate/, say")
     jwt_leeway_s: int = _f(5, "clock difference forgiven on exp and nbf", low=0, high=300)
     token_grace_s: int = _f(600, "an admitted session's heartbeats pass this long after expiry", low=0)
     token_cache: int = _f(100_000, "verified tokens remembered per process", low=0)
@@ -343,6 +357,13 @@ class Settings:
                 "PULSEGATE_COMPLETED_LEFT_S must be at most PULSEGATE_COMPLETED_LEFT_MAX_S",
                 field="PULSEGATE_COMPLETED_LEFT_S",
             )
+        if self.jwt_service_audience and self.jwt_service_audience == self.jwt_audience:
+            raise ConfigError(
+                "PULSEGATE_JWT_SERVICE_AUDIENCE must not be the players' PULSEGATE_JWT_AUDIENCE",
+                field="PULSEGATE_JWT_SERVICE_AUDIENCE",
+            )
+        for name in ("redis_url", "log_redis_url"):
+            _check_redis_url(f"PULSEGATE_{name.upper()}", getattr(self, name))
         if self.webhook_url and not re.match(r"https?://[^/@\s]+(/|$)", self.webhook_url):
             raise ConfigError(
                 "PULSEGATE_WEBHOOK_URL must be http(s)://host/…, without a password", field="PULSEGATE_WEBHOOK_URL"
@@ -387,14 +408,25 @@ class Settings:
         return {f"PULSEGATE_{f.name.upper()}": _as_text(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def describe(self) -> list[tuple[str, str, str]]:
-        """(variable, value, help) of every setting; secrets are masked."""
+        """(variable, value, help) of every setting; secrets are masked, also those within URLs."""
         rows = []
         for f in dataclasses.fields(self):
             value = _as_text(getattr(self, f.name))
-            rows.append(
-                (f"PULSEGATE_{f.name.upper()}", "***" if f.metadata["secret"] and value else value, f.metadata["help"])
-            )
+            shown = MASK if f.metadata["secret"] and value else masked(value)
+            rows.append((f"PULSEGATE_{f.name.upper()}", shown, f.metadata["help"]))
         return rows
+
+
+def _check_redis_url(name: str, url: str) -> None:
+    """Raises ConfigError, which does not repeat the URL: redis-py's error would, with a password that holds a `/`, say."""
+    if not url:
+        return
+    try:
+        parse_url(url)
+    except ValueError:
+        raise ConfigError(
+            f"{name} must be redis://, rediss:// or unix://, its password percent-encoded", field=name
+        ) from None
 
 
 def _as_text(value: Any) -> str:

@@ -3,24 +3,24 @@
 HS256 by a shared secret, or RS256, ES256 and EdDSA by JWKS. The algorithm is bound to the key: a token that names
 HS256 is only ever tried against the secret, so a public key cannot be passed off as one; `none` is never accepted.
 
-A player's token names its account (`sub`) and reaches nothing of another. Service tokens carry `scope`
-(`signals`, `read`, `admin`) and no account.
+A player's token names its account (`sub`) and reaches nothing of another; whatever `scope` it carries is for somebody
+else. A service token has a mark that comes by no accident (`typ: "service"`, or an audience that is only for services), scopes
+(`signals`, `read`, `admin`), and no `sub`, or one that the operator lists, for some providers give every token one.
 """
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import httpx
 import jwt
 
+from engine import jwks, names
 from engine.errors import BadRequest, ConfigError, Forbidden, Unauthorized
 from engine.settings import Settings
 from engine.wire import ID_MAX
@@ -28,8 +28,10 @@ from engine.wire import ID_MAX
 log = logging.getLogger(__name__)
 
 SCOPES = frozenset({"signals", "read", "admin"})
-_JWKS_ALGORITHMS = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
+SERVICE = "service"
+"""What `typ` says in the payload of a service token. (Keycloak says `Bearer` there, which is no mark of anything.)"""
 TOKEN_MAX = 16_384
+_OUTLIVED_MAX = 10_000
 _JWKS_EVERY_S = 300
 _JWKS_SOONEST_S = 10
 
@@ -68,6 +70,36 @@ class Claims:
             raise BadRequest("account is required with a service token", field="account")
         return named
 
+    # profiles: one rule, whatever is asked
+
+    def reaches(self, profile: str, *, backend: bool = False) -> bool:
+        """Whether the token is for this profile ('' is the one of those who name none). `backend`: of a session that only the
+        backend has shown; if that named no profile, nobody has said whose it is."""
+        allowed = self.profiles
+        return allowed is None or profile in allowed or (backend and not profile and bool(allowed))
+
+    def profile_or(self, named: str) -> str:
+        """The profile a call is about: the one named, else the token's only one. Raises Forbidden for one that the token is not
+        for, BadRequest where it is for several and none is named."""
+        allowed = self.profiles
+        if allowed is None or named in allowed:
+            return named
+        if named or not allowed:
+            raise Forbidden("the token is not for this profile", code="other_profile", field="profile")
+        if len(allowed) > 1:
+            raise BadRequest("profile is required: the token is for several", field="profile")
+        return next(iter(allowed))
+
+    @property
+    def sole_profile(self) -> str:
+        """For a call that cannot name one: the token's only profile, else ''. Raises Forbidden if it is for none at all."""
+        return "" if self.profiles is not None and len(self.profiles) > 1 else self.profile_or("")
+
+    @property
+    def profiles_said(self) -> str:
+        """The profiles as scripts want them: '' for any, else each between tabs (lua/lib/judge.lua)."""
+        return "" if self.profiles is None else "\t" + "".join(f"{name}\t" for name in sorted(self.profiles))
+
 
 class Tokens:
     """Verifies tokens. `clock` gives seconds since the epoch."""
@@ -82,7 +114,10 @@ class Tokens:
         self._keys_at = float("-inf")
         self._key_missed = False
         self._jwks: dict[str, Any] = {}
+        self._audiences = frozenset(filter(None, (settings.jwt_audience, settings.jwt_service_audience)))
         self.revoked: frozenset[str] = frozenset()
+        self.outlived: dict[str, int] = {}
+        """Revoked tokens that were shown lately → when they really end, ms: `Revocations` keeps them until then."""
 
     def verify(self, token: str, *, grace_s: int = 0) -> Claims:
         """The token's claims. Raises Unauthorized with a code that says what is wrong.
@@ -97,6 +132,8 @@ class Tokens:
             if self._settings.token_cache:
                 self._cache[token] = claims
         if claims.jti and claims.jti in self.revoked:
+            if len(self.outlived) < _OUTLIVED_MAX:
+                self.outlived[claims.jti] = max(claims.expires_at, self.outlived.get(claims.jti, 0))
             raise Unauthorized("the token was revoked", code="token_revoked")
         if self._clock() * 1000 > claims.expires_at + (grace_s + self._settings.jwt_leeway_s) * 1000:
             self._cache.pop(token, None)
@@ -115,6 +152,11 @@ class Tokens:
             return None
         return claims
 
+    @property
+    def grace_s(self) -> int:
+        """Seconds past its expiry after which no token passes anywhere."""
+        return self._settings.token_grace_s + self._settings.jwt_leeway_s
+
     def expired(self, claims: Claims) -> bool:
         return self._clock() * 1000 > claims.expires_at + self._settings.jwt_leeway_s * 1000
 
@@ -129,12 +171,15 @@ class Tokens:
         if len(token) > TOKEN_MAX:
             raise Unauthorized(f"the token exceeds {TOKEN_MAX} characters", code="token_invalid")
         try:
-            key, algorithm = self._key(jwt.get_unverified_header(token))
+            header = jwt.get_unverified_header(token)
+            if "crit" in header or "b64" in header:
+                raise ValueError("it asks for extensions (crit, b64)")
+            key, algorithm = self._key(header)
             raw = jwt.decode(
                 token,
                 key,
                 algorithms=[algorithm],
-                audience=s.jwt_audience or None,
+                audience=self._audiences if s.jwt_audience else None,
                 issuer=s.jwt_issuer or None,
                 leeway=s.jwt_leeway_s,
                 options={
@@ -145,6 +190,7 @@ class Tokens:
                     "verify_aud": bool(s.jwt_audience),
                 },
             )
+            _check_names(token)
         except jwt.InvalidAudienceError:
             raise Unauthorized("the token is for another audience", code="token_audience") from None
         except jwt.InvalidIssuerError:
@@ -154,7 +200,18 @@ class Tokens:
         begins = _seconds(raw, "nbf") if "nbf" in raw else 0
         if begins > self._clock() + s.jwt_leeway_s:
             raise Unauthorized("the token is not valid yet", code="token_not_yet_valid")
-        return _claims(raw)
+        if "iat" in raw:
+            _seconds(raw, "iat")
+        claims = _claims(raw, self._is_service(raw), s.jwt_scope_prefix)
+        if s.jwt_audience and claims.account and s.jwt_audience not in _audiences(raw):
+            raise Unauthorized("the token is for another audience", code="token_audience")
+        return claims
+
+    def _is_service(self, raw: dict[str, Any]) -> bool:
+        s, subject = self._settings, raw.get("sub")
+        if subject is not None and subject not in s.jwt_service_subjects:
+            return False
+        return raw.get("typ") == SERVICE or bool(s.jwt_service_audience and s.jwt_service_audience in _audiences(raw))
 
     def _key(self, header: dict[str, Any]) -> tuple[Any, str]:
         algorithm = header.get("alg")
@@ -166,10 +223,9 @@ class Tokens:
         if key is None:
             self._key_missed = True
             raise Unauthorized("no key for this token", code="token_invalid")
-        wanted = _JWKS_ALGORITHMS.get(key.key_type or "", "")
-        if wanted != algorithm:
+        if key.algorithm_name != algorithm:
             raise Unauthorized("the token's algorithm does not fit its key", code="token_invalid")
-        return key, wanted
+        return key, key.algorithm_name
 
     async def refresh_keys(self) -> None:
         """Reads the JWKS every 5 min; every 10 s at most while tokens name keys we do not know, or reading fails."""
@@ -178,8 +234,8 @@ class Tokens:
             return
         self._keys_at, self._key_missed = self._clock(), False
         try:
-            document = await self._read_jwks(self._settings.jwks_url)
-            found = jwt.PyJWKSet.from_dict(document).keys
+            document = await jwks.read(self._settings.jwks_url)
+            found = self._keys if self._keys and document == self._jwks else jwks.usable(document)
         except Exception as error:
             # Whatever is wrong with the document, the keys we have stay.
             log.warning("jwks", extra={"why": f"{type(error).__name__}: {error}"})
@@ -187,17 +243,25 @@ class Tokens:
             return
         if document != self._jwks:
             self._cache.clear()
-        self._jwks = document
-        self._keys = {key.key_id or "": key for key in found if key.public_key_use != "enc"}
+        self._jwks, self._keys = document, found
 
-    @staticmethod
-    async def _read_jwks(where: str) -> dict[str, Any]:
-        if where.startswith(("http://", "https://")):
-            async with httpx.AsyncClient(timeout=5) as client:
-                answer = await client.get(where)
-                answer.raise_for_status()
-                return dict(answer.json())
-        return dict(json.loads(await asyncio.to_thread(Path(where).read_text, encoding="utf-8")))
+
+def _check_names(token: str) -> None:
+    """Raises ValueError where header or payload says a name twice: two readers would read two tokens."""
+    for part in token.split(".")[:2]:
+        json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)), object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it says a name twice")
+    return found
+
+
+def _audiences(raw: dict[str, Any]) -> list[Any]:
+    said = raw.get("aud")
+    return said if isinstance(said, list) else [said]
 
 
 def _seconds(raw: dict[str, Any], claim: str) -> float:
@@ -207,32 +271,55 @@ def _seconds(raw: dict[str, Any], claim: str) -> float:
     return value
 
 
-def _claims(raw: dict[str, Any]) -> Claims:
+def _claims(raw: dict[str, Any], service: bool, scope_prefix: str) -> Claims:
+    """Raises Unauthorized."""
     texts = {}
     for name, claim in (
         ("account", "sub"),
         *((n, n) for n in ("plan", "device", "device_type", "provider", "kind", "content", "sid", "jti")),
     ):
-        value = raw.get(claim, "")
+        value = "" if service and name == "account" else raw.get(claim, "")
         if not isinstance(value, str) or len(value) > ID_MAX or not value.isprintable():
             raise Unauthorized(f"claim {claim} must be 1–{ID_MAX} printable characters", code="token_claims")
         texts[name] = value
+    for claim, own in (("device", names.own_device), ("sid", names.own_session), ("jti", names.own_session)):
+        if own(texts[claim]):
+            raise Unauthorized(f"claim {claim} is a name of Pulsegate's own", code="token_claims")
     limit = raw.get("max_streams")
     if limit is not None and (type(limit) is not int or not 0 <= limit <= 1000):
         raise Unauthorized("claim max_streams must be 0–1000", code="token_claims")
     if texts["kind"] not in ("", "live", "vod"):
         raise Unauthorized("claim kind must be live or vod", code="token_claims")
     profiles = raw.get("profiles")
-    if profiles is not None and not (isinstance(profiles, list) and all(isinstance(p, str) for p in profiles)):
-        raise Unauthorized("claim profiles must be a list of strings", code="token_claims")
-    scope = raw.get("scope", "")
-    scopes = frozenset(scope.replace(",", " ").split()) & SCOPES if isinstance(scope, str) else frozenset()
-    if not texts["account"] and not scopes:
-        raise Unauthorized("the token names neither an account (sub) nor a scope", code="token_claims")
+    if profiles is not None and not (isinstance(profiles, list) and all(_is_name(p) for p in profiles)):
+        raise Unauthorized(
+            f"claim profiles must be a list of names, up to {ID_MAX} characters each", code="token_claims"
+        )
+    scopes = _scopes(raw, scope_prefix) if service else frozenset()
+    if service and not scopes:
+        raise Unauthorized(
+            f"a service token's scope must name some of {', '.join(sorted(SCOPES))}", code="token_claims"
+        )
+    if not service and not texts["account"]:
+        raise Unauthorized(
+            "the token names no account (sub), nor is it marked as a service's (typ, or its audience)",
+            code="token_claims",
+        )
     return Claims(
         **texts, max_streams=limit, profiles=frozenset(profiles) if profiles is not None else None, scopes=scopes,
         expires_at=int(_seconds(raw, "exp") * 1000),
     )  # fmt: skip
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= ID_MAX and value.isprintable()
+
+
+def _scopes(raw: dict[str, Any], prefix: str) -> frozenset[str]:
+    """Those of ours, without what the provider writes before each."""
+    scope = raw.get("scope", "")
+    words = scope.replace(",", " ").split() if isinstance(scope, str) else []
+    return frozenset(word.removeprefix(prefix) for word in words if word.startswith(prefix)) & SCOPES
 
 
 def issue(secret: str, claims: dict[str, Any], ttl_s: int, *, settings: Settings, now: float | None = None) -> str:

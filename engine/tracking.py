@@ -22,7 +22,7 @@ from msgspec import Meta, Raw, Struct
 from engine.errors import BadRequest, Overloaded, OverQuota
 from engine.keys import AccountKeys
 from engine.scripts import Arg
-from engine.wire import OWN_TYPES, Id, Kind, Millis, Seconds, Seq, decode
+from engine.wire import OWN_TYPES, Id, Kind, Millis, NewDevice, NewSession, PlayerEvent, Seconds, Seq, check_ms, decode
 
 Name = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
@@ -37,10 +37,10 @@ STATED = ("profile", "device", "content", "kind")
 class EventBatch(Struct):
     """`POST /v1/events`."""
 
-    session: Id
+    session: NewSession
     events: list[Raw]
     account: Id = ""
-    device: Id = ""
+    device: NewDevice = ""
     content: Id = ""
     kind: Kind | Literal[""] = ""
     profile: Id = ""
@@ -155,6 +155,7 @@ def _whole(kind: str, fields: type[Struct]) -> type[Struct]:
 
 
 _sent = msgspec.json.Decoder(Sent)
+_at = msgspec.json.Decoder(PlayerEvent)
 _known = {kind: msgspec.json.Decoder(_whole(kind, fields)) for kind, fields in FIELDS.items()}
 
 
@@ -193,6 +194,7 @@ def judge(account: str, session: str, raw: bytes) -> Good:
     for name in ("type", "id"):
         if not (getattr(sent, name) or "").isprintable():
             raise BadRequest(f"event.{name} must be printable characters", field=f"event.{name}")
+    check_ms(sent.at, "event.at")
     if sent.type in _known:
         decode(_known[sent.type], raw, "event")
     return Good(sent.type, event_id(account, session, sent.type, sent.id, sent.seq), raw)
@@ -211,10 +213,11 @@ def sort(account: str, session: str, events: Iterable[Raw]) -> tuple[list[Good],
 
 
 def sift(events: list[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], list[Rejected]]:
-    """A heartbeat's own events, whose types are names already: those of known types must have good fields, too."""
+    """A heartbeat's own events, whose types are names already: their times must be ms, and known types must have good fields."""
     good, bad = [], []
     for index, (kind, raw) in enumerate(events):
         try:
+            check_ms(decode(_at, raw, "event").at, "event.at")
             if kind in _known:
                 decode(_known[kind], raw, "event")
             good.append((kind, raw))
@@ -268,6 +271,8 @@ class Fate(NamedTuple):
     view: int
     started_at: int
     ident: dict[str, str]
+    backend: bool = False
+    """Only the backend has shown the session."""
 
 
 def triple(kind: str, event_id: str, body: bytes, mark: bytes = b"") -> tuple[Arg, ...]:
@@ -306,11 +311,11 @@ def bodies(stated: dict[str, str], good: Sequence[Good]) -> list[Body]:
 def fate(reply: list[Any]) -> Fate:
     """The script's reply. Raises Overloaded if the outbox is too long for more events, or so much was told today already that
     repetitions could not be known."""
-    full, flags, last, view, started_at, ident = reply
+    full, flags, last, view, started_at, ident, origin = reply
     if full == 2:
         raise OverQuota("this account has told more today than one may", retry_after_s=DAY_RETRY_S)
     if full:
         raise Overloaded("too many events wait to be processed", retry_after_s=5)
     names = ("device", "content", "kind", "device_type", "provider", "profile")
     who = dict(zip(names, ident.decode().split("\t"), strict=False))
-    return Fate([flag - 48 for flag in flags], last.decode(), view, started_at, who)
+    return Fate([flag - 48 for flag in flags], last.decode(), view, started_at, who, origin == b"s")

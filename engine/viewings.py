@@ -35,6 +35,8 @@ class Asked:
     end: int = 0
     limit: int = 50
     cursor: str = ""
+    profiles: frozenset[str] | None = None
+    """Only views of these; None: of any."""
 
 
 class Viewings:
@@ -73,7 +75,11 @@ class Viewings:
         for (_, account, name), want in zip(chunk, wanted, strict=True):
             found = next(stored) if want else None
             view = decode(found) if found is not None else None
-            good = view is not None and (not asked.content or view.content == asked.content)
+            good = (
+                view is not None
+                and (not asked.content or view.content == asked.content)
+                and (asked.profiles is None or view.profile in asked.profiles)
+            )
             records.append(item(account, name, view) if view is not None and good else None)
         return records
 

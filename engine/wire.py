@@ -13,6 +13,7 @@ import msgspec
 import orjson
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from engine import names
 from engine.errors import BadRequest
 
 ID_MAX = 128
@@ -20,6 +21,8 @@ EVENTS_MAX = 100
 SIGNALS_MAX = 500
 NESTING_MAX = 32
 AT_MAX = 99_999_999_999_999
+MS_LEAST = 100_000_000_000
+"""In 1973 as ms, in 5138 as seconds: a time between 0 and this is not in ms, whoever sends it."""
 
 Kind = Literal["live", "vod"]
 State = Literal["starting", "playing", "buffering", "seeking", "paused", "ended", "error"]
@@ -34,8 +37,19 @@ Id = Annotated[
         extra_json_schema={"pattern": f"^{PRINTABLE}+$"},
     ),
 ]  # fmt: skip
+OWN_SESSION = f"^({names.SESSION_MARK}|{names.OLDEST}$)"
+OWN_DEVICE = f"^{names.DEVICE_MARK}"
+NewSession = Annotated[Id, Meta(extra_json_schema={"not": {"pattern": OWN_SESSION}})]
+NewDevice = Annotated[Id, Meta(extra_json_schema={"not": {"pattern": OWN_DEVICE}})]
+"""Names that may begin something: none of Pulsegate's own (engine/names.py), which the decoders' callers check."""
 Seconds = Annotated[float, Meta(ge=0, le=1e8)]
-Millis = Annotated[int, Meta(ge=0, le=AT_MAX)]
+Millis = Annotated[
+    int,
+    Meta(
+        ge=0, le=AT_MAX, description="ms since the epoch",
+        extra_json_schema={"anyOf": [{"const": 0}, {"minimum": MS_LEAST}]},
+    ),
+]  # fmt: skip
 Seq = Annotated[int, Meta(ge=0, le=AT_MAX, description="counts up from 0 within a run of the player")]
 
 STATES: dict[str, str] = {
@@ -71,12 +85,12 @@ _TYPE = re.compile(EVENT_TYPE)
 class Heartbeat(Struct):
     """`POST /v1/heartbeats`."""
 
-    session: Id
+    session: NewSession
     content: Id
     kind: Kind
     state: State
     seq: Seq
-    device: Id = ""
+    device: NewDevice = ""
     position: Seconds | None = None
     duration: Seconds | None = None
     credits: Annotated[Seconds | None, Meta(description="where the end credits start")] = None
@@ -96,10 +110,10 @@ class KeptHeartbeat(Heartbeat, kw_only=True):
 
 
 class PlayerEvent(Struct):
-    """One of a heartbeat's `events`."""
+    """One of a heartbeat's `events`. A time that can only be seconds costs the event, not the heartbeat."""
 
     type: str
-    at: Millis | None = None
+    at: Annotated[int, Meta(ge=0, le=AT_MAX, description="ms since the epoch")] | None = None
 
 
 class Stop(Struct):
@@ -116,7 +130,7 @@ class Takeover(Struct):
 
     stop: Id
     account: Id = ""
-    device: Id = ""
+    device: NewDevice = ""
     content: Id = ""
     kind: Kind | Literal[""] = ""
     profile: Id = ""
@@ -134,7 +148,7 @@ class Signal(Struct):
     content: Id = ""
     kind: Kind | Literal[""] = ""
     at: Millis | None = None
-    session: Id = ""
+    session: NewSession = ""
     ttl_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
     plan: Id = ""
     max_streams: Annotated[int, Meta(ge=0, le=1000)] | None = None
@@ -145,7 +159,7 @@ class Signal(Struct):
 
 
 class Revocation(Struct):
-    """`POST /v1/tokens/revoke`: `expires_at` (ms) is when the token would have expired, and may be forgotten."""
+    """`POST /v1/tokens/revoke`: `expires_at` (ms) is when the token would have expired, and may be forgotten some time later."""
 
     jti: Id
     expires_at: Millis | None = None
@@ -154,6 +168,7 @@ class Revocation(Struct):
 T = TypeVar("T")
 _heartbeat = msgspec.json.Decoder(Heartbeat)
 _kept_heartbeat = msgspec.json.Decoder(KeptHeartbeat)
+_SESSION_FIRST = names.SESSION_FIRST
 _event = msgspec.json.Decoder(PlayerEvent)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _KEY = re.compile(r"required field `([^`]+)`|unknown field `([^`]+)`")
@@ -167,6 +182,10 @@ def decode_heartbeat(body: bytes) -> Heartbeat:
         for name in ("session", "device", "content", "profile", "device_type", "provider"):
             if not getattr(beat, name).isprintable():
                 raise BadRequest(f"{name} must be printable characters", field=name)
+    # Asked of every heartbeat, so this only tells nearly all of them from those that are worth a look.
+    if beat.session[0] in _SESSION_FIRST or ":" in beat.device:
+        names.check_session(beat.session)
+        names.check_device(beat.device)
     if beat.position is None and beat.kind == "vod":
         raise BadRequest("position is required for vod", field="position")
     return beat
@@ -235,6 +254,12 @@ def _named(message: str, where: str) -> BadRequest:
     text = _PATH.sub("", message)
     name = where + named if named.startswith("[") else f"{where}.{named}".strip(".")
     return BadRequest(f"{name or 'body'}: {text}", field=name or "body")
+
+
+def check_ms(value: int | None, field: str) -> None:
+    """Raises BadRequest for a time that can only have been meant as seconds."""
+    if value is not None and 0 < value < MS_LEAST:
+        raise BadRequest(f"{field} must be ms since the epoch: {value} is before 1973; is it seconds?", field=field)
 
 
 def check_printable(item: Struct, where: str = "") -> None:

@@ -113,7 +113,7 @@ def _rows(series: dict[str, Series]) -> list[Row]:
 def _visible(served: Web, number: int, until: float) -> Iterator[float]:
     """ms from a report's answer to the answer that counts its play; each is of a new session, watching what nobody else does."""
     now = int(time.time())
-    reader = jwt.encode({"scope": "read", "iat": now, "exp": now + 36_000}, SECRET, algorithm="HS256")
+    reader = jwt.encode({"typ": "service", "scope": "read", "iat": now, "exp": now + 36_000}, SECRET, algorithm="HS256")
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     content, target = (
         f"watched-by-{number}",

@@ -210,7 +210,9 @@ class Asking:
 
     def __init__(self, port: int) -> None:
         now = int(time.time())
-        token = jwt.encode({"scope": "read", "iat": now, "exp": now + 36_000}, SECRET, algorithm="HS256")
+        token = jwt.encode(
+            {"typ": "service", "scope": "read", "iat": now, "exp": now + 36_000}, SECRET, algorithm="HS256"
+        )
         self._headers = {"Authorization": f"Bearer {token}"}
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=130)
 

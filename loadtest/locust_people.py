@@ -277,5 +277,5 @@ class Reader(Person):
             name = HIT if self.draw.random() < 0.3 else content(self.draw)[0]
             what.ask("audience", "GET", f"/v1/contents/{name}/audience", self.headers)
         else:
-            service = what.token(scope="read")
+            service = what.token(typ="service", scope="read")
             what.ask("quality", "GET", "/v1/quality?metrics=sessions,rebuffer_ratio&by=kind", service)

@@ -7,7 +7,7 @@
 -- ARGV[3] tuning         see lib/tuning.lua
 -- ARGV[4] session        or '' for a session yet to be named
 -- ARGV[5] ident          device, content, kind, device type, provider, profile, rules; tab-separated
--- ARGV[6] policy         mode, require_evidence, then name:unit:limit for each rule; tab-separated
+-- ARGV[6] policy         mode, require_evidence, then name:unit:limit for each rule; tab-separated; profiles as in heartbeat.lua
 -- RETURNS {code, lease_expires_at, last_seq, duplicate, detail, content}; see lib/reply.lua
 
 -- @include clock
@@ -18,6 +18,7 @@ load()
 local ask = {session = ARGV[4], ident = ARGV[5], policy = parse_policy(ARGV[6]), at = now, player = true}
 read_ident(ask)
 local me = records[ask.session]
+if me and not reaches(ask.policy.profiles, me) then return {3, 0, -1, 0, ''} end
 if ask.session == '' then
   for _, r in pairs(records) do
     if r.device == ask.device and r.content == ask.content and r.status == 'r' then me = r end

@@ -15,7 +15,8 @@
 -- ARGV[9] interval       ms until the next heartbeat, as promised in the answer; '' for the usual
 -- ARGV[10] ttl           ms the lease lives without evidence
 -- ARGV[11] rate          playback rate; '' for 1
--- ARGV[12] policy        mode, require_evidence, then name:unit:limit for each rule; tab-separated
+-- ARGV[12] policy        mode, require_evidence, then name:unit:limit for each rule; tab-separated; then, if the token is for some
+--                        profiles only, a line break and those, each between tabs
 -- ARGV[13] at            ms when it really arrived, if it was spooled; else ''
 -- ARGV[14] body          the event's JSON from "account" on; '' thins: the heartbeat is not appended
 -- ARGV[15] completed     1: this position completes the title; else ''
@@ -101,6 +102,7 @@ local ask = {session = session, ident = ident, policy = policy, at = at_or_now(A
   seq = seq}
 read_ident(ask)
 local me = records[session]
+if me and not reaches(policy.profiles, me) then return {3, 0, -1, 0, ''} end
 
 local function append_events(r)
   append('heartbeat', r, ARGV[14], seq, ask.at)

@@ -18,7 +18,7 @@ end
 table.sort(running, by_time('started'))
 for i, r in ipairs(running) do
   local item = describe(r)
-  item.kind, item.profile, item.provider = r.kind, r.profile, r.provider
+  item.kind, item.provider = r.kind, r.provider
   item.state, item.view, item.revision = r.state, r.ordinal, r.revision
   item.position, item.watched_ms, item.seq = r.position and r.position / 1000, r.watched, r.seq
   item.started_at, item.lease_expires_at, item.yields_at = r.started, r.expires, yields_at(r)

@@ -44,7 +44,15 @@ local born = ARGV[4] ~= '' and (not linked or linked.origin == 's') and ARGV[4] 
 local ask = {session = born, ident = ARGV[6], policy = parse_policy(ARGV[10]), at = at_or_now(ARGV[9]), player = false}
 read_ident(ask)
 local me, belongs = match(ask, linked)
-if me then ask.session = me.session end
+if me then
+  ask.session = me.session
+  if ask.profile == '' then
+    -- Evidence that names no profile leaves the session the one it has.
+    local before, after = string.match(ask.ident, '^([^\t]*\t[^\t]*\t[^\t]*\t[^\t]*\t[^\t]*\t)(\t.*)$')
+    ask.ident = before .. me.profile .. after
+    read_ident(ask)
+  end
+end
 if ARGV[13] ~= '' then
   local body = ARGV[12] .. ',"session":' .. cjson.encode(ask.session) .. ',' .. ARGV[13]
   append('evidence', me or ask, body, me and me.seq or -1, ask.at)

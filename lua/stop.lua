@@ -11,15 +11,17 @@
 -- ARGV[5] seq            the last seq the player has sent, or ''
 -- ARGV[6] request_id     '' if none
 -- ARGV[7] request_ttl    ms
--- RETURNS {ended}; 1 if a view ended, 0 if there was none
+-- ARGV[8] profiles       those that the token is for, each between tabs; '' any
+-- RETURNS {ended}; 1 if a view ended, 0 if there was none, 3 if it is of another profile
 
 -- @include clock
 local leases_key, deadlines_key, outbox_key, account = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
--- @include tuning record account view
+-- @include tuning record account judge view
 
-if ARGV[6] ~= '' and redis.call('EXISTS', KEYS[4]) == 1 then return {0} end
 load()
 local me = records[ARGV[4]]
+if (me and not reaches(ARGV[8], me)) or ARGV[8] == '\t' then return {3} end
+if ARGV[6] ~= '' and redis.call('EXISTS', KEYS[4]) == 1 then return {0} end
 if not me or (me.status ~= 'r' and me.status ~= 't') then return {0} end
 for _, r in pairs(records) do
   if r.status == 't' and r.device == me.device and (r == me or r.content == me.content) then forget(r) end

@@ -13,7 +13,7 @@
 -- ARGV[6] stop           a session, or 'oldest'
 -- ARGV[7] interval       ms
 -- ARGV[8] ttl            ms the lease lives without evidence
--- ARGV[9] policy         mode, require_evidence, then name:unit:limit for each rule; tab-separated
+-- ARGV[9] policy         mode, require_evidence, then name:unit:limit for each rule; tab-separated; profiles as in heartbeat.lua
 -- ARGV[10] request_id    '' if none
 -- ARGV[11] request_ttl   ms
 -- RETURNS {code, lease_expires_at, last_seq, duplicate, detail, content}; see lib/reply.lua
@@ -30,6 +30,10 @@ load()
 local me = records[ARGV[4]]
 local ask = {session = ARGV[4], ident = ARGV[5], policy = parse_policy(ARGV[9]), at = now, player = true}
 read_ident(ask)
+local profiles = ask.policy.profiles
+for _, r in pairs({me or ask, records[ARGV[6]] or ask}) do
+  if not reaches(profiles, r) then return {3, 0, -1, 0, ''} end
+end
 candidate(ask, me)
 
 -- Nobody is stopped if the slot is free; 'oldest' is the longest held lease that frees every full rule. Only so many may be
@@ -38,7 +42,7 @@ local used = tonumber(redis.call('GET', KEYS[5])) or 0
 local verdict
 local choices = {}
 for _, r in pairs(records) do
-  if r.status == 'r' and not ask.freed[r.session] and (ARGV[6] == 'oldest' or r.session == ARGV[6]) then choices[#choices + 1] = r end
+  if r.status == 'r' and reaches(profiles, r) and not ask.freed[r.session] and (ARGV[6] == 'oldest' or r.session == ARGV[6]) then choices[#choices + 1] = r end
 end
 table.sort(choices, by_time('admitted'))
 ask.victim = ''

@@ -15,10 +15,10 @@
 -- ARGV[10...] events     in threes: type as JSON, mark ('' is never a duplicate), JSON from "account" on; or '', mark,
 --                        an event that has been told before, whole. A mark is an 8-byte digest, or that of a series with a
 --                        4-byte number in it
--- RETURNS {full, flags, last, view, started_at, ident}: full 1 if refused for length, with nothing written, 2 because the account
--- has told as much today as is remembered; flags one digit
+-- RETURNS {full, flags, last, view, started_at, ident, origin}: full 1 if refused for length, with nothing written, 2 because the
+-- account has told as much today as is remembered; flags one digit
 -- an event, 1 appended, 0 duplicate; last the outbox id of the last one appended or ''; of the session: its running view
--- (0 if none), since when, and the record's ident line
+-- (0 if none), since when, the record's ident line, and who showed it first (p, s)
 
 -- @include clock
 -- @include find tuning record
@@ -63,9 +63,9 @@ end
 -- So much is remembered of an account's day; what could not be known again is not taken.
 local REMEMBERED, BOOKS = 50000, 20000
 if (#new > 0 and redis.call('SCARD', today) >= REMEMBERED) or (next(marked) and redis.call('HLEN', today .. SERIES) >= BOOKS) then
-  return {2, '', '', view, started, ident}
+  return {2, '', '', view, started, ident, mine.origin or ''}
 end
-if #fresh > 0 and redis.call('XLEN', KEYS[2]) > tonumber(ARGV[6]) then return {1, '', '', view, started, ident} end
+if #fresh > 0 and redis.call('XLEN', KEYS[2]) > tonumber(ARGV[6]) then return {1, '', '', view, started, ident, mine.origin or ''} end
 local head = ',"at":' .. string.format('%d', tonumber(ARGV[7]) or now) .. ',"view":' .. string.format('%d', tonumber(ARGV[8]) or view) ..
   ',"started_at":' .. string.format('%d', tonumber(ARGV[9]) or started) .. ','
 for name in string.gmatch(ARGV[5], '%S+') do head = head .. '"' .. name .. '":' .. cjson.encode(mine[name] or '') .. ',' end
@@ -80,4 +80,4 @@ if #new > 0 then
   redis.call('PEXPIRE', today, forgotten)
 end
 write_numbers(forgotten)
-return {0, table.concat(flags), last, view, started, ident}
+return {0, table.concat(flags), last, view, started, ident, mine.origin or ''}

@@ -25,7 +25,7 @@ import httpx
 
 from engine.embedded import free_port
 from engine.settings import Settings
-from engine.tokens import issue
+from engine.tokens import SERVICE, issue
 from tests.harness import PARTITIONS, PLANS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def player(account: str, *, ttl_s: int = 3600, now: float | None = None, **claim
 
 def service(*scopes: str) -> str:
     """A service token with these scopes."""
-    return issue(SECRET, {"scope": " ".join(scopes)}, 3600, settings=Settings())
+    return issue(SECRET, {"typ": SERVICE, "scope": " ".join(scopes)}, 3600, settings=Settings())
 
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = 15.0, every_s: float = 0.05) -> T:

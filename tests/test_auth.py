@@ -272,7 +272,7 @@ def test_the_cache_is_bounded_and_forgets_the_expired_first() -> None:
 def test_a_remembered_token_is_still_judged() -> None:
     clock = Clock()
     who = tokens(clock)
-    token, backend = signed({"jti": "j"}), signed({"sub": None, "scope": "read"})
+    token, backend = signed({"jti": "j"}), signed({"sub": None, "typ": "service", "scope": "read"})
     assert who.cached(token) is None
     who.verify(backend)
     assert who.cached(backend) is None  # the short cut is for players

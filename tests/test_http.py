@@ -227,7 +227,7 @@ def test_a_token_bound_to_device_and_profiles(api: ApiProcess, account: str) -> 
 
 
 def test_ids_of_the_full_length_and_any_script_are_good(api: ApiProcess, account: str) -> None:
-    for number, name in enumerate(("x" * ID_MAX, "äöü 漢字 🎬", "a/b", "~!@#$%^&*()")):
+    for number, name in enumerate(("x" * ID_MAX, "äöü 漢字 🎬", "a/b", "!~@#$%^&*()")):
         body = beat(session=name, device=f"d{number}", content=name, profile=name)
         answer = api.post("/v1/heartbeats", token=player(account, max_streams=9), content=json.dumps(body))
         assert (answer.status_code, answer.json()["session"]) == (200, name)
@@ -306,7 +306,7 @@ def test_a_hostile_body_costs_no_more_than_its_length(api: ApiProcess) -> None:
 
 def test_unknown_fields_are_kept_byte_for_byte(api: ApiProcess, account: str, events: Any) -> None:
     strange = '{ "x" : 1.50e+2 ,"y":[1 ,\t{"\\u00e9":null}],"big":12345678901234567890,"x":"again","é":"\\/"}'
-    event = f'{{"type": "ad_start","at":1, "more":{strange}}}'
+    event = f'{{"type": "ad_start","at":1800000000000, "more":{strange}}}'
     body = json.dumps(beat(events="@", quality="@")).replace('"@"', f"[{event}]", 1).replace('"@"', strange)
     assert api.post("/v1/heartbeats", token=player(account), content=body.encode()).status_code == 200
     (heard,), (own,) = events("heartbeat"), events("ad_start")

@@ -74,7 +74,7 @@ class TestLost:
         args: list[Any] = [
             world.now, "a", s.tuning(), session, view, started, 2, s.request_ttl_ms, body,
         ]  # fmt: skip
-        keys = [k.leases, k.deadlines, k.outbox, k.request(f"lost:{session}:{view}")]
+        keys = [k.leases, k.deadlines, k.outbox, k.request("lost", f"{session}:{view}")]
         return bool(world.run(world.executor.run(scripts.load("lost"), keys, args))[0])
 
     def test_a_forgotten_view_ends_once(self, world: World) -> None:

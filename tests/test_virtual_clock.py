@@ -22,7 +22,7 @@ from starlette.datastructures import QueryParams
 from api.quality import span
 from engine import lag, layout
 from engine.clock import EVERY_MS, JUMP_MS, Clock, VirtualClock, due
-from engine.embedded import Server
+from engine.embedded import Server, url_of
 from engine.errors import ConfigError, Conflict, LayoutMismatch
 from engine.keys import Keys
 from engine.settings import Settings
@@ -308,7 +308,7 @@ class Engine(ApiProcess):
 
     @property
     def redis_url(self) -> str:
-        return f"redis://127.0.0.1:{(self._directory / 'data/redis/port').read_text().strip()}/0"
+        return url_of(self._directory / "data/redis")
 
     def clock(self) -> dict[str, Any]:
         answer = self.get("/v1/clock", token=service("admin"))

@@ -11,6 +11,7 @@ import sys
 from engine import lifeline
 from engine.errors import PulsegateError
 from engine.log import configure
+from engine.private import keep_private
 from engine.settings import Settings
 from engine.stopping import Stop
 from workers import commands
@@ -22,28 +23,34 @@ from workers.tenure import TenureWorker
 from workers.virtual import follow
 
 
+def _settings() -> Settings:
+    settings = Settings.from_env(os.environ)
+    keep_private(settings)
+    return settings
+
+
 def worker() -> None:
     """One RQ worker, until SIGTERM or SIGINT."""
-    run = runtime(Settings.from_env(os.environ))
+    run = runtime(_settings())
     logging.getLogger("rq.worker").setLevel("WARNING")
     TenureWorker([run.asks, run.queue], connection=run.log).work(logging_level="WARNING")
 
 
 def exporter() -> None:
     """One RQ worker for exports only, until SIGTERM or SIGINT."""
-    run = runtime(Settings.from_env(os.environ))
+    run = runtime(_settings())
     logging.getLogger("rq.worker").setLevel("WARNING")
     TenureWorker([run.exports], connection=run.log).work(logging_level="WARNING")
 
 
 def scheduler() -> None:
-    run = runtime(Settings.from_env(os.environ))
+    run = runtime(_settings())
     schedule(run, Stop.on_signals())
 
 
 def clock() -> None:
     """What a simulation has in place of two tenures, until SIGTERM or SIGINT."""
-    follow(runtime(Settings.from_env(os.environ)), Stop.on_signals())
+    follow(runtime(_settings()), Stop.on_signals())
 
 
 def main(arguments: list[str]) -> int:

@@ -21,7 +21,9 @@ from engine import lag
 from engine.clients import located
 from engine.errors import PulsegateError
 from engine.keys import Keys
+from engine.private import keep_private
 from engine.settings import Settings
+from engine.wire import AT_MAX, check_ms
 from workers import consumer, servers, sinks
 from workers.consumer import consumers
 from workers.drain import drain, stop_on_signals
@@ -90,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    return located(Settings.from_env(os.environ), args.data)
+    settings = located(Settings.from_env(os.environ), args.data)
+    keep_private(settings)
+    return settings
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -103,7 +107,8 @@ def _replay(args: argparse.Namespace) -> int:
 def _ms(text: str | None) -> int:
     if text is None:
         return 0
-    if text.isdigit():
+    if text.isascii() and text.isdigit() and len(text) <= len(str(AT_MAX)):
+        check_ms(int(text), "--from")
         return int(text)
     try:
         moment = datetime.fromisoformat(text)

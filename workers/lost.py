@@ -92,6 +92,6 @@ class Lost:
             "", account, settings.tuning(), view["session"], view["view"], view["started_at"],
             view["revision"], REQUEST_MS, body,
         ]  # fmt: skip
-        request = keys.request(f"lost:{view['session']}:{view['started_at']}:{view['revision']}")
+        request = keys.request("lost", f"{view['started_at']}:{view['revision']}:{view['session']}")
         (appended,) = run.call(scripts.load("lost"), [keys.leases, keys.deadlines, keys.outbox, request], args)
         return int(appended)

@@ -15,7 +15,7 @@ from engine import edge_rules
 from engine.cdnlog.errors import BadLine
 from engine.cmcd import parser
 from engine.cmcd.keys import Value
-from engine.wire import AT_MAX
+from engine.wire import AT_MAX, MS_LEAST
 
 NAMES = ("account", "device", "content", "kind", "session", "provider")
 """The parts of a signal that say who and what."""
@@ -148,6 +148,7 @@ def parse_time(value: object) -> int:
             raise BadLine("bad_time", "no time")
     except (ValueError, OverflowError):
         raise BadLine("bad_time", f"{value!r:.64} is not a time") from None
-    if not 0 <= ms <= AT_MAX:
+    # What the API would refuse, it would refuse with the whole batch.
+    if ms != 0 and not MS_LEAST <= ms <= AT_MAX:
         raise BadLine("bad_time", f"{value!r:.64} is out of range")
     return ms

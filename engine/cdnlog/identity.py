@@ -8,7 +8,7 @@ from typing import Any
 
 import jwt
 
-from engine import edge_rules
+from engine import edge_rules, names
 from engine.cdnlog.errors import BadLine
 from engine.cdnlog.formats import NAMES, Request, text_of
 from engine.tokens import TOKEN_MAX
@@ -47,8 +47,12 @@ class Identities:
         found = {**said, **cookies, **arguments, **groups, **request.named, **claimed}
         if session := edge_rules.session_of(request.cmcd, claimed.get("device", "")):
             found.setdefault("session", session)
+        if names.own_session(found.get("session", "")):
+            raise BadLine("bad_session", "the session's name is one of Pulsegate's own")
+        if names.own_device(found.get("device", "")):
+            raise BadLine("bad_device", "the device's name is one of Pulsegate's own")
         if token:
-            found.setdefault("device", edge_rules.device_of(token))
+            found.setdefault("device", names.token_device(token))
         return found
 
     def _claims(self, token: str) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Checkpoint:
         """Returns when it is on disk. Raises IngestError."""
         fresh = self._path.with_name(self._path.name + ".new")
         with _written(f"--checkpoint {self._path}"):
-            with fresh.open("wb") as file:
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(msgspec.json.encode(mark))
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,6 +13,7 @@ from engine import edge_rules
 from engine.cdnlog.formats import MAPPABLE, NAMES
 from engine.cdnlog.signals import EDGE, Rules
 from engine.errors import ConfigError
+from engine.masked import masked
 from engine.wire import RANKS, SIGNALS_MAX
 
 
@@ -81,7 +82,7 @@ def check(args: argparse.Namespace) -> None:
         url = httpx.URL(args.url)
         if url.scheme in ("http", "https") and url.host:
             return
-    raise ConfigError(f"--url {args.url!r:.128} is no http(s) URL", field="--url")
+    raise ConfigError(f"--url {masked(args.url)!r:.128} is no http(s) URL", field="--url")
 
 
 def read_secret(option: str, path: str | None) -> bytes | None:

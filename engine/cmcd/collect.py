@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -13,7 +14,7 @@ from engine import tracking
 from engine.cmcd.evidence import Stream, Stretch, heartbeat, kind_of, stretches
 from engine.cmcd.parser import Report
 from engine.decisions import Decisions
-from engine.errors import Unavailable
+from engine.errors import Forbidden, Unavailable
 from engine.tokens import Claims
 from engine.tracking import STATED, Good
 
@@ -51,7 +52,7 @@ class Collector:
     async def take(self, sender: Sender, reports: list[Report], evidence: Collection[str] | None) -> Told:
         """What became of the reports. `evidence` names the sessions whose reports may be evidence, None: all.
 
-        Raises Unavailable and Overloaded: then the sender should send all of them again; what was taken is a duplicate by then.
+        Raises Forbidden for a session of a profile that the token is not for; Unavailable and Overloaded: then the sender should send all of them again; what was taken is a duplicate by then.
         Heartbeats are judged, or spooled, in any case.
         """
         sessions: dict[str, list[Report]] = {}
@@ -75,6 +76,8 @@ class Collector:
         evidence = evidence and not self._beats(sender.account, session)
         parts = list(stretches(reports, ""))
         beating = evidence and any(part.beats or part.last for part in parts)
+        if sender.claims.profiles is not None:
+            await self._check_profile(sender, session)
         known = await self._stream(sender, session) if beating else Stream()
         for part in parts:
             known = _seen(known, part)
@@ -108,6 +111,13 @@ class Collector:
         bodies = tracking.bodies({"account": sender.account, "session": session} | stated, good)
         fill = tuple(name for name in STATED if name not in stated)
         return await self._decisions.track(sender.account, bodies, session, fill)
+
+    async def _check_profile(self, sender: Sender, session: str) -> None:
+        """Raises Forbidden for a session of a profile that the token is not for. Without Redis nobody knows, and nothing is appended."""
+        with contextlib.suppress(Unavailable):
+            known = await self._decisions.track(sender.account, [], session)
+            if known.ident.get("device") and not sender.claims.reaches(known.ident["profile"], backend=known.backend):
+                raise Forbidden("the session is of another profile", code="other_profile", field="sid")
 
     async def _stream(self, sender: Sender, session: str) -> Stream:
         """What this process, else the session's record, knows of it."""

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from engine.names import own_session
+from engine.wire import MS_LEAST
+
 Item: TypeAlias = bool | int | float | str
 Value: TypeAlias = Item | list[Item]
 """What a key may hold; parameters are dropped."""
@@ -56,6 +59,17 @@ def _texts(value: Value) -> Value | None:
     return [str(item) for item in items if not isinstance(item, bool) and item != ""] or None
 
 
+def _ms(value: Value) -> Value | None:
+    """A time; seconds are none."""
+    at = _whole(value)
+    return at if isinstance(at, int) and (at == 0 or at >= MS_LEAST) else None
+
+
+def _session(value: Value) -> Value | None:
+    text = _at_most(SID_MAX)(value)
+    return text if isinstance(text, str) and not own_session(text) else None
+
+
 def _at_most(length: int) -> Callable[[Value], Value | None]:
     def fit(value: Value) -> Value | None:
         text = _text(value)
@@ -73,11 +87,12 @@ _NAMES: dict[Callable[[Value], Value | None], str] = {
     _number: "d dfa df dl msd pr pt rc rtp ttfb ttfbb ttlb",
     # Behind live by two clocks that may differ.
     _signed: "ltc",
-    _whole: "sn ts v",
+    _whole: "sn v",
+    _ms: "ts",
     _numbers: "ab bl br bsa bsd bsda lab lb mtp pb tab tb tbl tpb",
     _text: "cdn cen cmsdd cmsds cs e h nrr ot sf smrt st sta url",
     _texts: "ec nor",
-    _at_most(SID_MAX): "sid",
+    _session: "sid",
     _at_most(CID_MAX): "cid",
 }
 _FITS = {name: fit for fit, names in _NAMES.items() for name in names.split()}

@@ -111,7 +111,7 @@ def _parse_line(parsed: Parsed, index: int, line: bytes) -> None:
         return
     parsed.dropped.update(dropped)
     if "sid" not in keys:
-        message = "sid is too long or no printable string" if "sid" in dropped else "sid is missing"
+        message = "sid is too long, no printable string, or a name of ours" if "sid" in dropped else "sid is missing"
         parsed.bad.append(Bad(index, "sid", message, line))
         return
     parsed.reports.append(Report(keys, text, index))

@@ -93,7 +93,7 @@ class Signer:
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
-        self.service = self._sign({"scope": "signals read admin"})
+        self.service = self._sign({"typ": "service", "scope": "signals read admin"})
 
     def player(self, account: str, plan: str, max_streams: int | None, **claims: str) -> str:
         more = {} if max_streams is None else {"max_streams": max_streams}

@@ -109,7 +109,11 @@ def clean(env: dict[str, str]) -> dict[str, str]:
 def service_token(secret: str = SECRET) -> str:
     """Tokens are verified by real time, so it must outlast the longest run."""
     now = int(time.time())
-    return jwt.encode({"scope": "signals read admin", "iat": now, "exp": now + 7 * 86_400}, secret, algorithm="HS256")
+    return jwt.encode(
+        {"typ": "service", "scope": "signals read admin", "iat": now, "exp": now + 7 * 86_400},
+        secret,
+        algorithm="HS256",
+    )
 
 
 @contextlib.contextmanager

@@ -3,13 +3,22 @@
 --   takes over, or nil), freed (session -> true: records that end or merge when it is admitted)
 
 local function parse_policy(text)
+  local profiles
+  text, profiles = string.match(text, '^([^\n]*)\n?(.*)$')
   local mode, require_evidence, rest = string.match(text, '^([^\t]*)\t([^\t]*)(.*)$')
-  local policy = {mode = mode, require_evidence = require_evidence == '1', rules = {}, device_unit = true}
+  local policy = {mode = mode, require_evidence = require_evidence == '1', rules = {}, device_unit = true, profiles = profiles}
   for name, unit, limit in string.gmatch(rest, '\t([^:\t]*):(%a):(%d+)') do
     policy.rules[#policy.rules + 1] = {name = name, limit = tonumber(limit)}
     if unit ~= 'd' then policy.device_unit = false end
   end
   return policy
+end
+
+-- Whether a token that is for `profiles` ('' any, else each between tabs) reaches the session. What was refused (b) is nobody's, and
+-- where only the backend has spoken, without a profile, nobody has said whose it is.
+local function reaches(profiles, r)
+  return profiles == '' or r.status == 'b' or string.find(profiles, '\t' .. r.profile .. '\t', 1, true) ~= nil
+    or (r.profile == '' and r.origin == 's' and profiles ~= '\t')
 end
 
 local REMOVED = {evicted = true, displaced = true, takeover = true}

@@ -1,7 +1,7 @@
 -- reply: {code, lease_expires_at, last_seq, duplicate, detail, content}
---   code 0 allow, 1 block, 2 the session to stop is not running
+--   code 0 allow, 1 block, 2 the session to stop is not running, 3 the session is of a profile that the token is not for
 --   last_seq -1: none accepted yet
---   detail '' or JSON; of an admission that ended others {ended: [reason]}; of a block {reason, rule, limit, by, retry_at, conflicts: [{session, device, device_type, content,
+--   detail '' or JSON; of an admission that ended others {ended: [reason]}; of a block {reason, rule, limit, by, retry_at, conflicts: [{session, device, device_type, profile, content,
 --   since_at, last_evidence_at, last_evidence}]}
 --   content '' or what this account is to be counted as a viewer of; left out where it cannot be
 local EVIDENCE = {'token', 'licence', 'manifest', 'segment'}
@@ -9,7 +9,7 @@ local EVIDENCE = {'token', 'licence', 'manifest', 'segment'}
 local function describe(r)
   local last = r.signal_at == r.seen and EVIDENCE[r.signal_rank] or 'heartbeat'
   return {session = r.session, device = r.device, device_type = r.device_type ~= '' and r.device_type or nil,
-    content = r.content, since_at = r.admitted > 0 and r.admitted or r.started, last_evidence_at = r.seen,
+    profile = r.profile, content = r.content, since_at = r.admitted > 0 and r.admitted or r.started, last_evidence_at = r.seen,
     last_evidence = last}
 end
 

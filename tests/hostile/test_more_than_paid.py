@@ -34,7 +34,11 @@ def end_by_state(state: str) -> Callable[[World, str, str, str], None]:
     return end
 
 
-ENDS = [pytest.param(end_by_stop, id="stop"), pytest.param(end_by_state("ended"), id="ended"), pytest.param(end_by_state("error"), id="error")]
+ENDS = [
+    pytest.param(end_by_stop, id="stop"),
+    pytest.param(end_by_state("ended"), id="ended"),
+    pytest.param(end_by_state("error"), id="error"),
+]
 End = Callable[[World, str, str, str], None]
 
 
