@@ -56,6 +56,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{alerts}:states, :told, :sent | hash, stream, string | alerts: engine/alerts/store.py says what  | 10,000 told are kept | 200 a rule and group |
 | pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
 | pg:{work}:groups                 | string | into how many groups those at work divide the partitions    | 10 s after the last of them | |
+| pg:{work}:skipped                | hash   | job → what it could not read in Redis and left out, ever (workers/troubles.py) | never, a field a job | |
 | pg:{clock}:asked, :answered      | list   | simulations only: what is due by the virtual clock, and that it was done (api/clock.py) | by the next | |
 
 A lease holds a slot under every rule its record names. An account that has a record always has a deadline, so neither
@@ -261,6 +262,10 @@ class Keys:
     @property
     def groups(self) -> str:
         return f"{self.prefix}:{{work}}:groups"
+
+    @property
+    def skipped(self) -> str:
+        return f"{self.prefix}:{{work}}:skipped"
 
     @property
     def clock_asked(self) -> str:
