@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import orjson
 from redis.exceptions import WatchError
@@ -23,6 +22,7 @@ from engine.alerts import RuleFile, State, judge, store
 from engine.alerts.figures import Figure, Group, check, figures, relation
 from engine.alerts.rules import Rule
 from engine.quality.files import TOPIC, lake_of
+from workers.posting import NoAnswer, Poster
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
 
@@ -148,7 +148,7 @@ class Webhook:
 
     def __init__(self, run: Runtime) -> None:
         self._run, self._settings = run, run.settings
-        self._client: httpx.Client | None = None
+        self._poster = Poster(run.settings.webhook_timeout_s)
         self._failures, self._not_before = 0, 0.0
 
     def deliver(self) -> int:
@@ -181,17 +181,13 @@ class Webhook:
             signing.SIGNATURE: signing.sign(secret, timestamp, body),
         }  # fmt: skip
         try:
-            self._client = self._client or httpx.Client(
-                timeout=self._settings.webhook_timeout_s, follow_redirects=False
-            )
-            status = self._client.post(url, content=body, headers=headers).status_code
-        except httpx.HTTPError as error:
-            log.warning("alerts_webhook", extra={"why": f"{type(error).__name__}: {error}"})
+            status = self._poster.post(url, body, headers).status
+        except NoAnswer as error:
+            log.warning("alerts_webhook", extra={"why": str(error)})
             return False
         if not 200 <= status < 300:
             log.warning("alerts_webhook", extra={"why": str(status)})
         return 200 <= status < 300
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
+        self._poster.close()

@@ -55,7 +55,10 @@ class Audience:
         claims = self._session(
             self._claim,
             [
-                ((keys.deltas(p), keys.claimed(p), keys.audience(p)), (_number(applied.get(b"%d" % p)), int(p in whole)))
+                (
+                    (keys.deltas(p), keys.claimed(p), keys.audience(p)),
+                    (_number(applied.get(b"%d" % p)), int(p in whole)),
+                )
                 for p in partitions
             ],
         )

@@ -134,9 +134,21 @@ class TestAudience:
 class TestLists:
     def test_garbage_in_catalogue_state_rings_and_viewers(self, run: Runtime) -> None:
         keys = run.keys
-        run.log.hset(keys.contents, mapping={b"\xff": b"{}", b"b": b"no JSON", b"c": b"[]", b"film": b'{"runtime":3600}'})  # type: ignore[arg-type]
+        run.log.hset(
+            keys.contents, mapping={b"\xff": b"{}", b"b": b"no JSON", b"c": b"[]", b"film": b'{"runtime":3600}'}
+        )  # type: ignore[arg-type]
         run.log.incr(keys.contents_version)
-        run.log.hset(keys.trending_state, mapping={b"version": b"1", b"a": b"x", b"x\ty\tz": b"x", b"vod\t\tmeta\tx": b"x", b"vod\t\tmeta": b"x", b"\xff\t\t": b""})  # type: ignore[arg-type]
+        run.log.hset(
+            keys.trending_state,
+            mapping={
+                b"version": b"1",
+                b"a": b"x",
+                b"x\ty\tz": b"x",
+                b"vod\t\tmeta\tx": b"x",
+                b"vod\t\tmeta": b"x",
+                b"\xff\t\t": b"",
+            },
+        )  # type: ignore[arg-type]
         run.log.hset(keys.totals, mapping={"vod\tfilm\t": 50, "vod\tother\t": 40})
         run.log.sadd(keys.series("vod", "other"), "x")
         run.session.set(keys.viewers("other", "5m", NOW // 300_000), "x")
