@@ -30,7 +30,7 @@ The log Redis, which is never a cluster, holds:
 | key                              | type   | holds                                                       | forgotten            | bytes |
 |----------------------------------|--------|-------------------------------------------------------------|----------------------|-------|
 | pg:{p17}:log:<topic>             | stream | the events of the outbox under the same ids                 | behind the lake and the slowest projection | 250–400 an event |
-| pg:{log}:mirrored                | hash   | partition → last id of its outbox that the log has          | never, a field a partition |  |
+| pg:{log}:mirrored                | hash   | partition → last id of its outbox that the log has; `large:<partition>` → last id of an event above 2 KB | never, two fields a partition |  |
 | pg:{log}:trimmed                 | hash   | partition → last id that its log may have forgotten          | never, a field a partition |  |
 | pg:{log}:cursor:<consumer>:<gen> | hash   | partition → last id the consumer has committed              | with its generation  |       |
 | pg:{log}:suspects                | hash   | silent view that the session Redis does not know → its outbox's last id then | 10 min |  |

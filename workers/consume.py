@@ -17,7 +17,7 @@ from engine.events import Event, order
 from engine.lag import HANDLED
 from workers.consumer import Consumer, DeadLetter
 from workers.history import history
-from workers.reading import Ahead, LogReader, Reading, read_on, within
+from workers.reading import Ahead, LogReader, Reading, batches, read_on, within
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
 
@@ -148,20 +148,20 @@ class Consume(Work):
     def _catch_up(self, found: Reading) -> int:
         """What the log has forgotten is in the lake; how many events that were. A step's worth of it: the tenure may be over."""
         after = {p: self._positions.get(p, "0-0") for p in found.behind}
-        batch: list[Event] = []
         done, until = 0, time.monotonic() + CATCH_UP_S
-        for event in history(self._run.settings, self._consumer.topics, after):
-            if order(event.stream_id) <= order(found.behind[event.partition]):
-                batch.append(event)
-            if len(batch) >= self._consumer.batch:
-                self._commit_batch(batch, latest(batch))
-                self._owner.renew()
-                done += len(batch)
-                batch = []
-                if stopping.is_set() or time.monotonic() > until:
-                    return done
-        self._commit_batch(batch, found.behind)
-        return done + len(batch)
+        missed = (
+            event
+            for event in history(self._run.settings, self._consumer.topics, after)
+            if order(event.stream_id) <= order(found.behind[event.partition])
+        )
+        for batch in batches(missed, self._consumer.batch):
+            self._commit_batch(batch, latest(batch))
+            self._owner.renew()
+            done += len(batch)
+            if stopping.is_set() or time.monotonic() > until:
+                return done
+        self._commit_batch([], found.behind)
+        return done
 
 
 def handle(consumer: Consumer, events: Sequence[Event], pipe: Pipeline) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import orjson
@@ -25,7 +24,7 @@ from engine.events import Event, order
 from engine.keys import Keys
 from workers.consume import COUNT, Commit, latest
 from workers.history import history
-from workers.reading import START, LogReader, Undecodable, read_on, within
+from workers.reading import START, LogReader, Undecodable, batches, read_on, within
 from workers.runtime import Runtime
 from workers.sinks import Rejected, Retry, Sink, build
 from workers.tenure import Keeper, LostOwnership, Ownership, Work, stopping
@@ -219,6 +218,7 @@ class Export(Work):
             return
         reader = LogReader(self._run.log, self._run.keys, list(reached), self._sink.topics)
         found = reader.look(self._positions, COUNT)
+        read_on(reader, self._positions, found, self._sink.batch)
         if found.behind or any(order(found.ends.get(p, START)) < order(id_) for p, id_ in reached.items()):
             return
         events = [event for event in found.events if order(event.stream_id) <= order(reached[event.partition])]
@@ -234,7 +234,7 @@ class Export(Work):
             for event in history(self._run.settings, self._sink.topics, after)
             if order(event.stream_id) <= order(behind[event.partition])
         )
-        while batch := list(islice(events, self._sink.batch)):
+        for batch in batches(events, self._sink.batch):
             yield Batch(batch, latest(batch))
         yield Batch([], behind)
 
