@@ -48,7 +48,9 @@ def letters(client: Redis, keys: Keys, name: str) -> Iterator[DeadLetter]:
         for id_, found in page:
             said = {key: found.get(key.encode(), b"").decode(errors="replace") for key in ("id", "why", "at")}
             payload = bytes(found.get(b"e", b""))
-            yield DeadLetter(id_.decode(), said["id"], payload, said["why"], int(said["at"] or 0))
+            yield DeadLetter(
+                id_.decode(), said["id"], payload, said["why"], int(said["at"]) if said["at"].isdecimal() else 0
+            )
         after = f"({page[-1][0].decode()}"
 
 

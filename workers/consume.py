@@ -14,12 +14,13 @@ from redis.exceptions import WatchError
 
 from engine.deadletters import fields
 from engine.events import Event, order
-from engine.lag import HANDLED
+from engine.lag import HANDLED, number
 from workers.consumer import Consumer, DeadLetter
 from workers.history import history
 from workers.reading import Ahead, LogReader, Reading, batches, read_on, within
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
+from workers.troubles import Troubles, own
 
 COUNT = 1_000
 """Entries read of each stream at a time."""
@@ -33,6 +34,7 @@ class Commit:
     def __init__(self, run: Runtime, consumer: str, generation: int, ownership: Ownership) -> None:
         self._log, self._keys, self._owner = run.log, run.keys, ownership
         self._consumer, self._cursor = consumer, run.keys.cursor(consumer, generation)
+        self._troubles = Troubles(run.log, run.keys, consumer)
         self._dead_max, self._lake = run.settings.dead_max, bool(run.settings.lake_dir)
 
     def begin(self, topics: Sequence[str]) -> None:
@@ -44,12 +46,12 @@ class Commit:
                 for partition in range(self._keys.partitions):
                     for topic in topics:
                         pipe.xlen(self._keys.log(partition, topic))
-                held = sum(pipe.execute())
-            self._log.hset(self._cursor, HANDLED, max(0, sum(int(n or 0) for n in counts) - held))
+                held = sum(n for n in pipe.execute(raise_on_error=False) if isinstance(n, int))
+            self._log.hset(self._cursor, HANDLED, max(0, sum(map(number, counts)) - held))
 
     def positions(self, partitions: Sequence[int]) -> dict[int, str]:
         found: Any = self._log.hmget(self._cursor, [str(p) for p in partitions])
-        return {p: id_.decode() for p, id_ in zip(partitions, found, strict=True) if id_ is not None}
+        return {p: id_.decode(errors="replace") for p, id_ in zip(partitions, found, strict=True) if id_ is not None}
 
     def pipeline(self) -> Pipeline:
         """A transaction under way. Raises LostOwnership."""
@@ -78,7 +80,7 @@ class Commit:
         try:
             while True:
                 try:
-                    pipe.execute()
+                    self._check(pipe.execute(raise_on_error=False))
                     return
                 except WatchError:
                     # Another's by now; or only renewed, which touches the key as well.
@@ -86,6 +88,14 @@ class Commit:
                     pipe.command_stack.extend(commands)
         finally:
             pipe.reset()
+
+    def _check(self, answers: Sequence[Any]) -> None:
+        """Redis has done all of them or, of another type, none with a key; the rest is committed and counts."""
+        for answer in answers:
+            if isinstance(answer, Exception):
+                if not own(answer):
+                    raise answer
+                self._troubles.note("keys of a projection", answer)
 
 
 class Consume(Work):
@@ -189,4 +199,4 @@ def latest(events: Sequence[Event]) -> dict[int, str]:
 
 def live_generation(run: Runtime, projection: str) -> int:
     found: Any = run.log.hget(run.keys.generations, projection)
-    return int(found or 1)
+    return number(found) or 1

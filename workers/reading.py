@@ -178,7 +178,7 @@ class LogReader:
         """At most `count` entries of each stream, all in one answer."""
         names = [name for p in partitions for name in self._topics[p]]
         if not names:
-            return
+            return None
         ids, fields = [positions.get(self._streams[name], START) for name in names], [str(p) for p in partitions]
         # In this order: all that was mirrored before the reading is in it, all that was trimmed before it is noted after it.
         pipe = self._client.pipeline(transaction=False)

@@ -97,7 +97,7 @@ class TestAudience:
             keys = run.keys
             run.session.hset(keys.deltas(3), mapping=GARBAGE)
             run.session.hset(keys.claimed(4), mapping=GARBAGE | {b"": b"soon"})
-            run.session.zadd(keys.audience(5), {name: 1.5 for name in GARBAGE})
+            run.session.zadd(keys.audience(5), dict.fromkeys(GARBAGE, 1.5))
             run.log.hset(keys.applied, mapping={"6": "x", "recounts": "x"})
             run.log.sadd(keys.recounted, "x", *(f"x{n}" for n in range(PARTITIONS)))
             audience = Audience(run, owner(run, "trending"))
