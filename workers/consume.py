@@ -20,7 +20,7 @@ from workers.history import history
 from workers.reading import Ahead, LogReader, Reading, batches, read_on, within
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
-from workers.troubles import Troubles, own
+from workers.troubles import Troubles
 
 COUNT = 1_000
 """Entries read of each stream at a time."""
@@ -80,7 +80,8 @@ class Commit:
         try:
             while True:
                 try:
-                    self._check(pipe.execute(raise_on_error=False))
+                    # A command on a key of another type has changed nothing; the rest is committed, and counts.
+                    self._troubles.check(pipe.execute(raise_on_error=False), "keys of a projection")
                     return
                 except WatchError:
                     # Another's by now; or only renewed, which touches the key as well.
@@ -88,14 +89,6 @@ class Commit:
                     pipe.command_stack.extend(commands)
         finally:
             pipe.reset()
-
-    def _check(self, answers: Sequence[Any]) -> None:
-        """Redis has done all of them or, of another type, none with a key; the rest is committed and counts."""
-        for answer in answers:
-            if isinstance(answer, Exception):
-                if not own(answer):
-                    raise answer
-                self._troubles.note("keys of a projection", answer)
 
 
 class Consume(Work):

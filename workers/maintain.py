@@ -18,7 +18,7 @@ from workers.lost import Lost
 from workers.runtime import Runtime
 from workers.sinks import build, configured
 from workers.tenure import Ownership, Work, stopping
-from workers.troubles import Troubles, own
+from workers.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -94,15 +94,8 @@ def trim(run: Runtime) -> int:
             for topic in TOPICS:
                 pipe.xtrim(keys.log(partition, topic), minid=f"{ms}-{seq + 1}" if seq < _SEQ_MAX else f"{ms + 1}-0")
         answers = pipe.execute(raise_on_error=False)
-    gone = 0
-    for n, answer in enumerate(answers):
-        if isinstance(answer, Exception):
-            if not own(answer):
-                raise answer
-            Troubles(run.log, run.keys, "maintain").note("logs that are to be trimmed", answer)
-        elif n % (1 + len(TOPICS)):
-            gone += int(answer)
-    return gone
+    Troubles(run.log, run.keys, "maintain").check(answers, "logs that are to be trimmed")
+    return sum(int(n) for at, n in enumerate(answers) if at % (1 + len(TOPICS)) and isinstance(n, int))
 
 
 def _reached(run: Runtime) -> dict[int, str]:

@@ -123,7 +123,7 @@ class Quality(Consumer):
                 for name in names:
                     account, _, session = name.decode(errors="replace").partition("\t")
                     pipe.hdel(self.space.key("of", account), session)
-                pipe.execute(raise_on_error=False)
+                self.troubles.check(pipe.execute(raise_on_error=False), "states that are forgotten")
         if self._lake is not None:
             self._lake.compact(self.settings.lake_compact_s * 1000, self.settings.lake_file_bytes)
             self._lake.sweep()

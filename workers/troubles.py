@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -50,6 +52,14 @@ class Troubles:
         _said[place] = now + wait, min(2 * wait, AGAIN_MAX_S), 0
         said = {"job": self._job, "what": what, "why": str(why)[:300], "count": met + count}
         log.warning("skipped", extra=said)
+
+    def check(self, answers: Sequence[Any], what: str) -> None:
+        """A pipeline's answers: what lies in one key is noted, any other error raised."""
+        for answer in answers:
+            if isinstance(answer, Exception):
+                if not own(answer):
+                    raise answer
+                self.note(what, answer)
 
 
 def own(error: BaseException) -> bool:

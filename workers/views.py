@@ -186,7 +186,7 @@ class Views(Consumer):
                 if view is None or not view.running:
                     self._remove(pipe, *place, view.content if view else "", partition)
                     gone += 1
-            pipe.execute()
+            self.troubles.check(pipe.execute(raise_on_error=False), "records that are forgotten")
         return gone
 
     def _legible(self, key: str, members: Sequence[bytes]) -> list[str]:
@@ -210,7 +210,7 @@ class Views(Consumer):
         places = [(account, name) for account, _, name in (m.partition("\t") for m in texts)]
         shelf = self._load(places)
         found = [(place, shelf.get(place)) for place in places]
-        if strays := ["\t".join(place) for place, view in found if view is None]:
+        if strays := [text for text, (_, view) in zip(texts, found, strict=True) if view is None]:
             self.client.zrem(key, *strays)  # or they would stand before all others for ever
         return [views.item(*place, view) for place, view in found if view is not None and view.running]
 
