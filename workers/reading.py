@@ -26,7 +26,7 @@ READ_MAX = 80_000
 """Entries of all streams in one answer, at most."""
 MUCH = 5_000
 """Events in one answer after which the next one is asked for at once."""
-READ_MAX_BYTES = 32 * 2**20
+READ_MAX_BYTES = 16 * 2**20
 """Payload in memory: with so much, nothing further is read until it is done with. What a sink or consumer makes of it takes a few
 times as much."""
 LARGE_COUNT = 8
