@@ -189,7 +189,7 @@ class Keys:
         return ":".join((f"{self.prefix}:{{log}}", *parts))
 
     def queue(self, name: str) -> str:
-        """The name of one of RQ's queues: tenures, exports, asks."""
+        """The name of one of RQ's queues: tenures, asks, and each export's."""
         return f"{self.prefix}:{name}"
 
     def viewers(self, content: str, window: str, number: int) -> str:

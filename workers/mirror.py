@@ -8,18 +8,17 @@ the log's disk, so whatever a crashed log has forgotten is mirrored once more.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
-from redis import Redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from engine import scripts
 from engine.events import EVENTS, HEARTBEATS, PLAIN, is_id, order
+from workers.disk import disk_of
+from workers.line import Line
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
 from workers.troubles import ASIDE_S, Troubles, own
@@ -46,7 +45,6 @@ READ_FIRST = 16
 CLUSTER_POLL_S = 0.1
 """A cluster cannot block on the outboxes of many slots, so they are asked this often."""
 TRIM_EVERY_S = 0.5
-_NO_WAITAOF_S = 3.0
 
 _PLAIN_HEADS = tuple(b'{"type":"%b"' % name.encode() for name in sorted(PLAIN))
 
@@ -64,12 +62,12 @@ class Mirror(Work):
         self._partitions = run.partitions(group)
         self._outboxes = {run.keys.outbox(p).encode(): p for p in self._partitions}
         self._script = scripts.load("mirror")
-        self._line = _Line(run.log)
+        self._line = Line(run.log)
         self._under_way: deque[Sequence[Call]] = deque()
         self._servers = ("", "")
         self._positions: dict[int, bytes] = {}
         self._trimmed: dict[int, bytes] = {}
-        self._disk = _disk(run, group)
+        self._disk = disk_of(run, group)
         self._trim_at = self._look_at = self._read_at = 0.0
         self._few = False
         self._count = READ_FIRST
@@ -272,105 +270,6 @@ class Mirror(Work):
                     if not own(error):
                         raise
                     self._leave_out(partition, "outbox", error)
-
-
-class _Line:
-    """One connection to the log, on which a write need not wait for the last one's answers."""
-
-    def __init__(self, client: Redis) -> None:
-        self._pool = client.connection_pool
-        self._connection: Any = None
-        self._owed = 0
-
-    def send(self, commands: Sequence[tuple[Any, ...]]) -> None:
-        if self._connection is None:
-            self._connection = self._pool.get_connection()
-        self._owed += len(commands)
-        self._connection.send_packed_command(self._connection.pack_commands(commands))
-
-    def answers(self, count: int) -> list[Any]:
-        """The next answers; errors of the server as values."""
-        found: list[Any] = []
-        for _ in range(count):
-            try:
-                found.append(self._connection.read_response())
-            except ResponseError as error:
-                found.append(error)
-            self._owed -= 1
-        return found
-
-    def close(self) -> None:
-        """Gives the connection back to the pool, which looks whether it still lives before it is used again."""
-        if self._connection is not None:
-            if self._owed:
-                self._connection.disconnect()
-            self._pool.release(self._connection)
-            self._connection, self._owed = None, 0
-
-
-@lru_cache(maxsize=64)
-def _disk(run: Runtime, group: int) -> _Disk:
-    """One per process: what it waits for may take longer than a tenure's turn."""
-    return _Disk(run.log, run.keys.mirrored)
-
-
-class _Disk(threading.Thread):
-    """Learns how much of the log is on its server's disk, without making the mirror wait for it.
-
-    `WAITAOF` answers once everything this connection wrote is on disk, and with it all that was written before. Without an
-    append-only file nothing can be waited for, and what is in memory has to do.
-    """
-
-    def __init__(self, client: Redis, mirrored: str) -> None:
-        super().__init__(name="disk", daemon=True)
-        self._client, self._mirrored = client, mirrored
-        self._wanted: dict[int, bytes] = {}
-        self.durable: dict[int, bytes] = {}
-        """Partition → the id up to which its events are on disk."""
-        self._news = threading.Event()
-        self._closed = False
-        self.start()
-
-    def reached(self, positions: dict[int, bytes]) -> None:
-        """The log has everything up to these ids in memory."""
-        if positions != self._wanted:
-            self._wanted = dict(positions)
-            self._news.set()
-
-    def close(self) -> None:
-        self._closed = True
-        self._news.set()
-
-    def run(self) -> None:
-        while self._news.wait() and not self._closed:
-            self._news.clear()
-            try:
-                if (found := self._on_disk()) is not None:
-                    self.durable = found
-                else:
-                    self._news.set()
-            except (RedisError, OSError) as error:
-                log.warning("disk", extra={"why": str(error)})
-                self._news.set()
-                time.sleep(0.5)
-
-    def _on_disk(self) -> dict[int, bytes] | None:
-        """How far the server says that it has mirrored, once that is on its disk: a server that has restarted since may
-        have forgotten what the mirror remembers. None if it takes longer."""
-        # One connection for all: WAITAOF is about what its own connection wrote.
-        with self._client.client() as connection:
-            found: Any = connection.hgetall(self._mirrored)
-            connection.set(f"{self._mirrored}:disk", b"", px=60_000)
-            try:
-                local, _ = connection.execute_command("WAITAOF", 1, 0, 3_000)
-            except ResponseError as error:
-                if "unknown command" in str(error):
-                    # Redis before 7.2: everything is on disk after the second that fsync has, and some.
-                    time.sleep(_NO_WAITAOF_S)
-                elif "appendonly" not in str(error):
-                    raise
-                local = 1
-        return {int(p): id_ for p, id_ in found.items() if p.isdigit() and is_id(id_)} if local else None
 
 
 def payload(fields: Mapping[bytes, bytes]) -> bytes:
