@@ -33,6 +33,10 @@ LARGE_COUNT = 8
 """Entries of a stream in one answer while an event of more than 2 KB is ahead (`lua/mirror.lua` notes that): with events of 1 MB,
 the largest there are, 16 MB of a partition. All others are read by `READ_MAX`, so an answer with them has at most 160 MB, and 32 MB
 with events of 400 bytes."""
+LARGE_READS = 1_000
+"""Such answers in one reading: what is left comes with the next, for whoever reads must renew its ownership meanwhile."""
+READ_ON_S = 1.5
+"""So long a reading goes on for more: well below `OWNER_MS`."""
 START = "0-0"
 
 Undecodable = tuple[int, str, bytes, str]
@@ -132,9 +136,9 @@ class LogReader:
         self._adapt(found.size)
         # Not always the same ones first: there may be no room for all of them.
         self._turn += 1
-        start = self._turn % max(1, len(large))
+        start, reads = self._turn % max(1, len(large)), LARGE_READS
         for partition in large[start:] + large[:start]:
-            self._fetch_large(partition, positions, count, found)
+            reads -= self._fetch_large(partition, positions, min(count, reads * LARGE_COUNT), found)
         return found
 
     def _sound(self, positions: Mapping[int, str]) -> list[int]:
@@ -162,17 +166,20 @@ class LogReader:
             if is_id(mark) and order(mark.decode()) > order(positions.get(p, START))
         ]
 
-    def _fetch_large(self, partition: int, positions: Mapping[int, str], count: int, found: Reading) -> None:
-        """As many as `count`, a few at a time, as long as there is room."""
+    def _fetch_large(self, partition: int, positions: Mapping[int, str], count: int, found: Reading) -> int:
+        """As many as `count`, a few at a time, as long as there is room; how many answers that took."""
+        reads = 0
         at, left = {partition: positions.get(partition, START)}, count
         while left > 0 and found.size < READ_MAX_BYTES:
             part = Reading()
             self._fetch([partition], at, min(left, LARGE_COUNT), part)
             found.absorb(part)
+            reads += 1
             if not part.more:
-                return
+                return reads
             at, left = dict(part.ends), left - LARGE_COUNT
         found.more = True
+        return reads
 
     def _fetch(self, partitions: Sequence[int], positions: Mapping[int, str], count: int, found: Reading) -> None:
         """At most `count` entries of each stream, all in one answer."""
@@ -267,7 +274,14 @@ class Ahead:
 def read_on(reader: LogReader | Ahead, positions: Mapping[int, str], found: Reading, enough: int) -> None:
     """Goes on until there are `enough` events, or no more. Many streams are read at once, so a busy one is given out little by little:
     whoever lets events gather in between would fall behind for ever."""
-    while found.more and not found.behind and len(found.events) < enough and found.size < READ_MAX_BYTES:
+    until = time.monotonic() + READ_ON_S
+    while (
+        found.more
+        and not found.behind
+        and len(found.events) < enough
+        and found.size < READ_MAX_BYTES
+        and time.monotonic() < until
+    ):
         further = reader.look({**positions, **found.ends})
         if further.behind:
             return  # the next reading meets it again

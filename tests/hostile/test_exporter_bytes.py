@@ -136,6 +136,25 @@ def test_many_partitions_with_large_ones_take_turns(run: Runtime) -> None:
     assert all(positions[p] == log_ids(run, p)[-1] for p in range(PARTITIONS))
 
 
+def test_small_ones_before_a_large_one_are_read_bit_by_bit(run: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reading takes only so long, whatever is ahead; the next goes on with other partitions first."""
+    for partition in range(4):
+        for _ in range(60):
+            put(run, partition, "pause")
+        put(run, partition, "custom", data={"fill": LARGE})
+    carry(run)
+    monkeypatch.setattr("workers.reading.LARGE_READS", 3)
+    reader = LogReader(run.log, run.keys, range(PARTITIONS))
+    positions: dict[int, str] = {}
+    seen = 0
+    while found := reader.look(positions):
+        assert len(found.events) <= 3 * reading.LARGE_COUNT
+        seen += len(found.events)
+        positions |= found.ends
+    assert seen == 4 * 61
+    assert all(positions[p] == log_ids(run, p)[-1] for p in range(4))
+
+
 def test_what_a_sink_and_a_consumer_are_given(run: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     count = backlog(run, 120)
     given: list[int] = []
