@@ -3,6 +3,7 @@ out; all others go on."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,10 @@ from engine.embedded import Server
 from engine.events import EVENTS, HEARTBEATS
 from engine.lag import Flow
 from engine.partitions import partition_of
+from engine.stopping import Stop
 from tests.harness import PARTITIONS
 from tests.pipeline import drain, log_ids, look, outbox_ids, owner, plant, put
+from tests.servers import wait_for
 from workers import maintain
 from workers.alerts import Webhook as AlertsWebhook
 from workers.consume import Consume
@@ -28,6 +31,7 @@ from workers.mirror import Mirror
 from workers.runtime import Runtime
 from workers.sinks import build
 from workers.views import Views
+from workers.virtual import follow
 
 ACCOUNTS = [f"account-{n}" for n in range(40)]
 CONSUMERS = ("resume", "views", "quality")
@@ -279,6 +283,35 @@ class TestMaintain:
         run.log.hset(keys.skipped, mapping={b"\xff": "x", "mirror": 7})
         found: Flow = look(run)
         assert found.skipped["mirror"] == 7
+
+
+def test_a_clock_that_is_asked_nonsense_goes_on(single: Server, prefix: str) -> None:
+    """In a simulation."""
+    run = plant(single.url, single.url, prefix, virtual_clock=True)
+    for partition, first in ((1, "x"), (2, b"\xff")):
+        run.session.zadd(run.keys.deadlines(partition), {first: 1})
+    run.session.set(run.keys.deadlines(3), "x")
+    at = 1_800_000_000_000
+    run.session.zadd(run.keys.processes, {"api": at})
+    for asked in (
+        b"no JSON",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"id":1,"due":[7]}',
+        orjson.dumps({"id": "good", "due": [[at, "sweep"]]}),
+    ):
+        run.log.rpush(run.keys.clock_asked, asked)
+    stop = Stop()
+    thread = threading.Thread(target=follow, args=(run, stop))
+    thread.start()
+    try:
+        found: Any = wait_for(lambda: run.log.lpop(run.keys.clock_answered), "the good one is answered")
+        assert orjson.loads(found) == {"id": "good", "error": ""}
+    finally:
+        stop.set()
+        thread.join(10)
+    run.close()
 
 
 def test_alerts_that_cannot_be_read_hold_up_no_other(run: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
