@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.asking import identifier, moment, verified, whole
-from api.http import json_response
+from api.http import json_response, token_of
 from api.services import Services
 from engine.errors import BadRequest
 
@@ -36,7 +36,7 @@ class Admin:
         verified(self._services, request).require("admin")
         account = identifier("account", request.path_params["account"])
         job, receipt = await self._services.asks.ask(
-            "workers.erase.erase", account, wait_s=self._wait_s, timeout_s=JOB_S
+            token_of(request), "workers.erase.erase", account, wait_s=self._wait_s, timeout_s=JOB_S
         )
         return _answered(job, receipt)
 
@@ -62,7 +62,9 @@ class Admin:
         }
         asked |= {"from": start, "to": end, "after": query.get("cursor", "")}
         asked["limit"] = whole(request.query_params, "limit", LIMIT, 1, LIMIT_MAX)
-        job, found = await self._services.asks.ask("workers.audit.blocks", asked, wait_s=self._wait_s, timeout_s=JOB_S)
+        job, found = await self._services.asks.ask(
+            token_of(request), "workers.audit.blocks", asked, wait_s=self._wait_s, timeout_s=JOB_S
+        )
         return _answered(job, found)
 
 

@@ -161,7 +161,7 @@ class App:
         else:
             await announcer.announce()
         bad = BadEvents(log_client, keys, settings, metrics, decisions.quotas)
-        asks = Asks(settings.log_redis_url or (settings.redis_url if log_client is not None else ""), keys)
+        asks = Asks(settings.log_redis_url or (settings.redis_url if log_client is not None else ""), keys, settings)
         published = Published(log_client, keys)
         streams = Streams(settings, published, metrics)
         visitors = Visitors(router, keys, settings, places, clock=clock.monotonic, now=clock.now)

@@ -218,7 +218,8 @@ _ERRORS = {
     413: _error("The body exceeds its limit", "too_large", "body"),
     422: _error("The question needs more time or memory than one may have: ask for less", "query_too_slow", None),
     429: _error(
-        "Too many decisions under way; or (code `quota`) this account asks for more than one may",
+        "Too many at once: decisions under way, streams of one, requests that wait; or (code `quota`) this account asks for more "
+        "than one may",
         "overloaded",
         None,
         _RETRY,
@@ -376,7 +377,7 @@ def _audience_paths() -> Schema:
             description=audience.LISTED,
         )},
         "/v1/trending/stream": {"get": _operation(
-            "trendingStream", "The same, as it is published", events, 400, 401, 403, 503, parameters=audience.stream_query(),
+            "trendingStream", "The same, as it is published", events, 400, 401, 403, 429, 503, parameters=audience.stream_query(),
             security=[{"bearer": []}, {"query": []}], description=audience.STREAMED,
         )},
         "/v1/contents": {"post": _operation(
@@ -446,7 +447,7 @@ def _admin_paths() -> Schema:
         "/v1/accounts/{account}": {"delete": _operation(
             "erase", "Erase an account everywhere: sessions, projections, event log, lake",
             _ok("Receipt", done=openapi_admin.RECEIPT) | later | {
-                409: _error("A projection is being replayed; try again when that is done", "replay", None)}, 400, 401, 403, 503, parameters=_path("account", "ann"),
+                409: _error("A projection is being replayed; try again when that is done", "replay", None)}, 400, 401, 403, 429, 503, parameters=_path("account", "ann"),
             description=f"Idempotent; a replay does not bring it back. {patience.format('admin')}",
         )},
         "/v1/jobs/{job}": {"get": _operation(
@@ -456,7 +457,7 @@ def _admin_paths() -> Schema:
         )},
         "/v1/audit/blocks": {"get": _operation(
             "blocks", "What was enforced: blocks, evictions, takeovers, listed and counted",
-            _ok("Blocks", some=openapi_admin.BLOCKS) | later, 400, 401, 403, 503,
+            _ok("Blocks", some=openapi_admin.BLOCKS) | later, 400, 401, 403, 429, 503,
             parameters=openapi_admin.blocks_query(), description=f"From the lake and the event log. {patience.format('read')}",
         )},
     }  # fmt: skip

@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import random
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engine.errors import PulsegateError, Unavailable
+from engine.errors import Overloaded, PulsegateError, Unavailable
 from engine.metrics import Metrics
 from engine.published import Listed, Published
 from engine.settings import Settings
@@ -34,7 +35,9 @@ class Streams:
     """The readers of one process."""
 
     def __init__(self, settings: Settings, published: Published, metrics: Metrics) -> None:
-        self._most, self._published, self._metrics = settings.streams_max, published, metrics
+        self._most, self._most_each = settings.streams_max, settings.streams_each_max
+        self._published, self._metrics = published, metrics
+        self._of: Counter[str] = Counter()
         self.patience_s, self.lasts_s = settings.stream_slow_s, settings.stream_max_s
         self._readers: set[Reader] = set()
         self._closed = False
@@ -50,13 +53,17 @@ class Streams:
 
     @contextlib.contextmanager
     def entered(self, reader: Reader) -> Iterator[None]:
-        """Raises Unavailable if there are as many as may be."""
+        """Raises Unavailable if there are as many as may be, Overloaded if these are the reader's own."""
+        if self._of[reader.who] >= self._most_each:
+            why = f"this account or service token has {self._most_each} streams of this process (PULSEGATE_STREAMS_EACH_MAX)"
+            raise Overloaded(why, retry_after_s=FULL_RETRY_S)
         if self._closed or len(self._readers) >= self._most:
             why = "the process stops" if self._closed else "as many streams as this process may have"
             error = Unavailable(why, code="streams_full")
             error.retry_after_s = FULL_RETRY_S
             raise error
         self._readers.add(reader)
+        self._of[reader.who] += 1
         self._metrics.stream_readers.set(len(self._readers))
         reader.listed = self._published.listen(reader.listed, reader.wake)
         try:
@@ -64,20 +71,29 @@ class Streams:
         finally:
             reader.listed.listeners.discard(reader.wake)
             self._readers.discard(reader)
+            self._of[reader.who] -= 1
+            if not self._of[reader.who]:
+                del self._of[reader.who]
             self._metrics.stream_readers.set(len(self._readers))
 
 
 class Reader(Response):
     """One stream, as the response that sends it. `still` raises when its token has ceased to hold; `after` is the
-    `published_at` of the last list that the reader has."""
+    `published_at` of the last list that the reader has; `who` is whose streams are counted together."""
 
     def __init__(
-        self, streams: Streams, listed: Listed, limit: int, still: Callable[[], object], after: int | None = None
+        self,
+        streams: Streams,
+        who: str,
+        listed: Listed,
+        limit: int,
+        still: Callable[[], object],
+        after: int | None = None,
     ) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no", "connection": "close"}
         super().__init__(b"", 200, headers, media_type=MEDIA_TYPE)
         del self.headers["content-length"]
-        self.listed = listed
+        self.who, self.listed = who, listed
         self._streams, self._limit, self._still, self._after = streams, limit, still, after
         self._ending = False
         self._version = -1

@@ -92,13 +92,16 @@ class Trending:
         services = self._services
         token = token_of(request)
 
-        def still() -> None:
-            may_read(services.tokens.verify(token))
+        def still() -> Claims:
+            claims = services.tokens.verify(token)
+            may_read(claims)
+            return claims
 
-        still()
+        account = still().account
+        who = f"account {account}" if account else f"token {token}"
         asked = Asked.of(request.query_params)
         listed = await services.published.get(asked.kind, asked.rank, asked.provider)
         last = request.headers.get("last-event-id", "")
         # What is no number of ours is an id of nobody's.
         after = int(last) if last.isascii() and last.isdigit() and len(last) <= len(str(AT_MAX)) else None
-        return Reader(services.streams, listed, asked.limit, still, after)
+        return Reader(services.streams, who, listed, asked.limit, still, after)

@@ -36,6 +36,8 @@ RING_S = MINUTES * 60 + 600
 KEEP_S = 86_400
 """The sum of all says which minutes were measured at all."""
 _COUNT_MAX = 2**32 - 1
+_DIGITS = 16
+"""No count has so many."""
 _RINGS_A_CALL = 1_000
 
 DISTINCT_S = 5.0
@@ -48,6 +50,23 @@ def member(kind: str, content: str, provider: str = "") -> str:
     return f"{kind}\t{content}\t{provider}"
 
 
+def counts(stored: Mapping[bytes, bytes]) -> tuple[dict[str, int], list[bytes]]:
+    """A hash of totals, and the fields that are none: `<kind>\\t<content>\\t<provider>` → a whole number is one."""
+    found: dict[str, int] = {}
+    bad: list[bytes] = []
+    for what, count in stored.items():
+        try:
+            name, number = what.decode(), int(count[:_DIGITS])
+        except ValueError:
+            bad.append(what)
+            continue
+        if name.count("\t") == 2 and len(count) < _DIGITS:
+            found[name] = number
+        else:
+            bad.append(what)
+    return found, bad
+
+
 def offset(minute: int) -> int:
     """Where in a ring a minute's slot begins."""
     return minute % MINUTES * SLOT.size
@@ -55,6 +74,14 @@ def offset(minute: int) -> int:
 
 def slot(minute: int, count: int) -> bytes:
     return SLOT.pack(minute & 0xFFFF, min(max(count, 0), _COUNT_MAX))
+
+
+def _whole(count: bytes | None) -> int:
+    """0 for what is not there, and for what is no number."""
+    try:
+        return int(count or 0)
+    except ValueError:
+        return 0
 
 
 class Series:
@@ -76,7 +103,7 @@ class Series:
 def record(log: Redis, keys: Keys, minute: int, totals: Mapping[str, int]) -> int:
     """Writes a minute (ms ÷ 60,000) of every content into the rings; how many rings. `totals` as in the hash, without zeros.
 
-    For the tenure, once a minute; the same minute again overwrites. Raises redis-py's errors.
+    For the tenure, once a minute; the same minute again overwrites. A key of another type is left out. Raises redis-py's errors.
     """
     counts: Counter[tuple[str, str]] = Counter()
     for name, count in totals.items():
@@ -84,17 +111,16 @@ def record(log: Redis, keys: Keys, minute: int, totals: Mapping[str, int]) -> in
         counts[kind, content] += count
     rings = [(keys.series(kind, content), count) for (kind, content), count in counts.items() if count > 0]
     script = scripts.load("series")
-    run = log.register_script(script.source)
+    run: Any = log.register_script(script.source)
 
-    def write(part: Sequence[tuple[str, int]], keep_s: int) -> None:
+    def write(part: Sequence[tuple[str, int]], keep_s: int) -> int:
         args: list[int | bytes] = [offset(minute), keep_s, *(slot(minute, count) for _, count in part)]
         script.check(len(part), len(args))
-        run(keys=[ring for ring, _ in part], args=args)
+        return int(run(keys=[ring for ring, _ in part], args=args))
 
-    for begin in range(0, len(rings), _RINGS_A_CALL):
-        write(rings[begin : begin + _RINGS_A_CALL], RING_S)
-    write([(keys.series(), sum(count for _, count in rings))], KEEP_S)
-    return len(rings) + 1
+    parts = (rings[begin : begin + _RINGS_A_CALL] for begin in range(0, len(rings), _RINGS_A_CALL))
+    written = sum(write(part, RING_S) for part in parts)
+    return written + write([(keys.series(), sum(count for _, count in rings))], KEEP_S)
 
 
 def series(rings: Sequence[Series], every: Series, now_ms: int) -> list[dict[str, int | None]]:
@@ -146,14 +172,14 @@ class Audiences:
         pipe.hget(keys.contents, content)
         pipe.mget(keys.series(), *(keys.series(kind, content) for kind in kinds))
         providers, stored, rings = await answered(pipe.execute())
-        named = sorted({"", *(provider.decode() for provider in providers)})
+        named = sorted({"", *(provider.decode(errors="replace") for provider in providers)})
         asked: Any = self._log.hmget(keys.totals, [member(kind, content, who) for kind in kinds for who in named])
         found = await answered(asked)
         by_kind = {}
         for number, kind in enumerate(kinds):
             part = found[number * len(named) : (number + 1) * len(named)]
             # A change may be applied before another that it follows: below zero for a moment.
-            by_kind[kind] = max(0, sum(int(count) for count in part if count is not None))
+            by_kind[kind] = max(0, sum(map(_whole, part)))
         title = catalogue.decode(stored).title or None
         return title, [Series(ring) for ring in rings[1:]], Series(rings[0]), by_kind
 

@@ -62,8 +62,11 @@ _entry = msgspec.json.Decoder(Entry)
 
 
 def decode(stored: bytes | None) -> Entry:
-    """An entry as the hash holds it; None: nothing is known."""
-    return UNKNOWN if stored is None else _entry.decode(stored)
+    """An entry as the hash holds it; None: nothing is known. Nor is it of one that cannot be read: it must not stop the others."""
+    try:
+        return UNKNOWN if stored is None else _entry.decode(stored)
+    except msgspec.DecodeError:
+        return UNKNOWN
 
 
 def read(body: bytes) -> list[Content]:

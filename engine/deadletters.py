@@ -56,10 +56,10 @@ def letters(client: Redis, keys: Keys, name: str) -> Iterator[DeadLetter]:
     after = "-"
     while page := _page(client, keys.dead(name), after):
         for id_, found in page:
-            said = {key: found.get(key.encode(), b"").decode(errors="replace") for key in ("id", "why", "at")}
+            said = {key: found.get(key.encode(), b"").decode(errors="replace") for key in ("id", "why", "at", "size")}
             payload = bytes(found.get(b"e", b""))
-            size = int(found.get(b"size", 0))
-            yield DeadLetter(id_.decode(), said["id"], payload, said["why"], int(said["at"] or 0), size)
+            at, size = (int(text) if text.isdecimal() else 0 for text in (said["at"], said["size"]))
+            yield DeadLetter(id_.decode(), said["id"], payload, said["why"], at, size)
         after = f"({page[-1][0].decode()}"
 
 

@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from redis import Redis
@@ -29,6 +30,7 @@ from redis.exceptions import RedisError
 from engine import lifeline
 from engine.embedded import DURABLE, Server, password_of
 from engine.errors import ConfigError
+from engine.lag import SINKS
 from engine.masked import masked
 from engine.plans import PlanFile
 from engine.private import close, keep_private
@@ -95,9 +97,19 @@ def _workers(settings: Settings) -> list[Part]:
     parts = [Part(f"worker-{n}", ["-m", "workers", "worker"], settings) for n in range(settings.worker_processes)]
     if settings.virtual_clock:
         parts.append(Part("clock", ["-m", "workers", "clock"], settings))
+    parts += [Part(f"asker-{n}", ["-m", "workers", "asker"], settings) for n in range(settings.ask_processes)]
     return parts + [
-        Part(f"exporter-{n}", ["-m", "workers", "exporter"], settings) for n in range(settings.export_processes)
+        Part(f"exporter-{sink}-{n}", ["-m", "workers", "exporter", sink], settings)
+        for sink in _sinks(settings)
+        for n in range(settings.export_processes)
     ]
+
+
+def _sinks(settings: Settings) -> list[str]:
+    """The sinks that want processes: ours if they are configured, those of others wherever they are installed (to ask them would
+    load them)."""
+    ours = {"lake": settings.lake_dir, "webhook": settings.webhook_url}
+    return sorted(entry.name for entry in entry_points(group=SINKS) if ours.get(entry.name, True))
 
 
 def scheduler(settings: Settings) -> int:

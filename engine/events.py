@@ -93,6 +93,12 @@ def read(partition: int, stream_id: str, payload: bytes) -> Event:
     return event
 
 
+def is_id(stored: bytes | str | None) -> bool:
+    """Whether it is what Redis takes for the id of a stream's entry, written out."""
+    ms, _, seq = (stored.decode(errors="replace") if isinstance(stored, bytes) else stored or "").partition("-")
+    return all(part.isascii() and part.isdigit() and len(part) <= 20 and int(part) < 2**64 for part in (ms, seq))
+
+
 def order(stream_id: str) -> tuple[int, int]:
     """A stream id as what Redis sorts it by."""
     ms, _, seq = stream_id.partition("-")

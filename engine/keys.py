@@ -32,7 +32,7 @@ The log Redis, which is never a cluster, holds:
 | key                              | type   | holds                                                       | forgotten            | bytes |
 |----------------------------------|--------|-------------------------------------------------------------|----------------------|-------|
 | pg:{p17}:log:<topic>             | stream | the events of the outbox under the same ids                 | behind the lake and the slowest projection | 250–400 an event |
-| pg:{log}:mirrored                | hash   | partition → last id of its outbox that the log has          | never, a field a partition |  |
+| pg:{log}:mirrored                | hash   | partition → last id of its outbox that the log has; `large:<partition>` → last id of an event above 2 KB | never, two fields a partition |  |
 | pg:{log}:trimmed                 | hash   | partition → last id that its log may have forgotten          | never, a field a partition |  |
 | pg:{log}:cursor:<consumer>:<gen> | hash   | partition → last id the consumer has committed              | with its generation  |       |
 | pg:{log}:suspects                | hash   | silent view that the session Redis does not know → its outbox's last id then | 10 min |  |
@@ -59,6 +59,7 @@ The log Redis, which is never a cluster, holds:
 | pg:{alerts}:states, :told, :sent | hash, stream, string | alerts: engine/alerts/store.py says what  | 10,000 told are kept | 200 a rule and group |
 | pg:{work}:owner:<job>:<group>    | string | who owns a group of partitions                              | 5 s                  |       |
 | pg:{work}:groups                 | string | into how many groups those at work divide the partitions    | 10 s after the last of them | |
+| pg:{work}:skipped                | hash   | job → what it could not read in Redis and left out, ever (workers/troubles.py) | never, a field a job | |
 | pg:{clock}:asked, :answered      | list   | simulations only: what is due by the virtual clock, and that it was done (api/clock.py) | by the next | |
 
 A lease holds a slot under every rule its record names. An account that has a record always has a deadline, so neither
@@ -200,7 +201,7 @@ class Keys:
         return ":".join((f"{self.prefix}:{{log}}", *parts))
 
     def queue(self, name: str) -> str:
-        """The name of one of RQ's queues: tenures, exports, asks."""
+        """The name of one of RQ's queues: tenures, asks, and each export's."""
         return f"{self.prefix}:{name}"
 
     def viewers(self, content: str, window: str, number: int) -> str:
@@ -273,6 +274,10 @@ class Keys:
     @property
     def groups(self) -> str:
         return f"{self.prefix}:{{work}}:groups"
+
+    @property
+    def skipped(self) -> str:
+        return f"{self.prefix}:{{work}}:skipped"
 
     @property
     def clock_asked(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from engine.events import TOPICS, order
+from engine.events import TOPICS, is_id, order
 from engine.keys import Keys
 
 CONSUMERS, SINKS = "pulsegate.consumers", "pulsegate.sinks"
@@ -46,6 +46,16 @@ class Flow:
     trending_s: float | None
     """What the last publication of lists took, with the claims before it; None if there was none."""
     lags: list[Lag]
+    skipped: dict[str, int]
+    """Job → what it could not read in Redis and left out, ever."""
+
+
+def number(stored: bytes | None) -> int:
+    """0 for what is not there, and for what is no whole number."""
+    try:
+        return int(stored or 0)
+    except ValueError:
+        return 0
 
 
 def names() -> dict[str, str]:
@@ -63,20 +73,21 @@ async def look(log: Redis, keys: Keys, groups: int) -> Flow:
     jobs = names()
     generations: Any = await log.hgetall(keys.generations)
     cursors = {
-        name: keys.cursor(name, int(generations.get(name.encode(), 1)) if job.startswith("consume-") else 0)
+        name: keys.cursor(name, (number(generations.get(name.encode())) or 1) if job.startswith("consume-") else 0)
         for name, job in jobs.items()
     }
     async with log.pipeline(transaction=False) as pipe:
         pipe.hgetall(keys.mirrored)
         pipe.xlen(keys.bad)
         pipe.hmget(keys.trending_took, "claims_ms", "publication_ms")
+        pipe.hgetall(keys.skipped)
         for name in jobs:
             pipe.hgetall(cursors[name])
             pipe.xlen(keys.dead(name))
         owned = [*WORKS, *jobs.values()]
         for job in owned:
             pipe.exists(*(keys.owner(job, group) for group in range(groups)))
-        mirrored, bad, took, *rest = await pipe.execute()
+        mirrored, bad, took, skipped, *rest = await pipe.execute()
     owners = dict(zip(owned, rest[2 * len(jobs) :], strict=True))
     lags = []
     for n, (name, job) in enumerate(jobs.items()):
@@ -85,11 +96,12 @@ async def look(log: Redis, keys: Keys, groups: int) -> Flow:
             continue
         seconds = await _seconds(log, keys, mirrored, cursor)
         lags.append(
-            Lag(name, job, _events(mirrored, cursor), seconds, int(cursor.get(HANDLED.encode(), 0)), dead, owners[job])
+            Lag(name, job, _events(mirrored, cursor), seconds, number(cursor.get(HANDLED.encode())), dead, owners[job])
         )
-    trending_s = sum(map(int, took)) / 1000 if None not in took else None
-    counts = {topic: int(mirrored.get(topic.encode(), 0)) for topic in TOPICS}
-    return Flow(counts, {job: owners[job] for job in WORKS}, bad, trending_s, lags)
+    trending_s = sum(map(number, took)) / 1000 if None not in took else None
+    counts = {topic: number(mirrored.get(topic.encode())) for topic in TOPICS}
+    left_out = {job.decode(errors="replace"): number(count) for job, count in skipped.items()}
+    return Flow(counts, {job: owners[job] for job in WORKS}, bad, trending_s, lags, left_out)
 
 
 async def settled(session: Any, log: Redis, keys: Keys, wanted: Sequence[str]) -> bool:
@@ -106,7 +118,7 @@ async def settled(session: Any, log: Redis, keys: Keys, wanted: Sequence[str]) -
     async with log.pipeline(transaction=False) as pipe:
         pipe.hgetall(keys.mirrored)
         for name in wanted:
-            live = int(generations.get(name.encode(), 1)) if jobs[name].startswith("consume-") else 0
+            live = (number(generations.get(name.encode())) or 1) if jobs[name].startswith("consume-") else 0
             pipe.hgetall(keys.cursor(name, live))
         mirrored, *cursors = await pipe.execute()
     tails = {b"%d" % p: found[2 * p][0][0] for p in every if found[2 * p]}
@@ -119,8 +131,9 @@ def _behind(mirrored: Mapping[bytes, bytes], cursor: Mapping[bytes, bytes]) -> d
     """Partition → position, of those where the log holds more than the consumer has."""
     found = {}
     for field, last in mirrored.items():
-        if field.isdigit():
-            at = cursor.get(field, b"0-0").decode()
+        if field.isdigit() and is_id(last):
+            at = cursor.get(field, b"0-0").decode(errors="replace")
+            at = at if is_id(at) else "0-0"
             if order(at) < order(last.decode()):
                 found[int(field)] = at
     return found
@@ -130,7 +143,7 @@ def _events(mirrored: Mapping[bytes, bytes], cursor: Mapping[bytes, bytes]) -> i
     if not _behind(mirrored, cursor):
         return 0
     topics = cursor.get(b"topics", ",".join(TOPICS).encode()).split(b",")
-    return max(1, sum(int(mirrored.get(topic, 0)) for topic in topics) - int(cursor.get(HANDLED.encode(), 0)))
+    return max(1, sum(number(mirrored.get(topic)) for topic in topics) - number(cursor.get(HANDLED.encode())))
 
 
 async def _seconds(log: Redis, keys: Keys, mirrored: Mapping[bytes, bytes], cursor: Mapping[bytes, bytes]) -> float:
@@ -143,8 +156,9 @@ async def _seconds(log: Redis, keys: Keys, mirrored: Mapping[bytes, bytes], curs
         for partition, at in behind.items():
             for topic in topics:
                 pipe.xrange(keys.log(partition, topic), min=f"({at}", count=1)
-        found = await pipe.execute()
-    oldest = min((order(entries[0][0].decode())[0] for entries in found if entries), default=None)
+        found = await pipe.execute(raise_on_error=False)
+    ids = [entries[0][0].decode() for entries in found if entries and isinstance(entries, list)]
+    oldest = min((order(id_)[0] for id_ in ids), default=None)
     return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
 
 
@@ -159,4 +173,7 @@ def table(flow: Flow) -> str:
     total = sum(flow.mirrored.values())
     topics = ", ".join(f"{topic} {count:,}" for topic, count in flow.mirrored.items())
     trending = f"; lists took {flow.trending_s:.2f} s" if flow.trending_s is not None else ""
+    if flow.skipped:
+        said = ", ".join(f"{job} {count:,}" for job, count in sorted(flow.skipped.items()))
+        trending += f"\nleft out, because it is not what we wrote: {said}"
     return "\n".join([*lines, f"\nmirrored {total:,} ({topics}); bad events kept {flow.bad:,}{trending}"])

@@ -21,6 +21,8 @@ from engine.scripts import Executor
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 1.0
+_DIGITS = 5
+"""No partition's number has so many."""
 
 
 class Marks:
@@ -42,7 +44,7 @@ class Marks:
         calls = (
             executor.run(self._script, (self.keys.outbox(int(p)),), (id_,), unsettled=True)
             for p, id_ in found.items()
-            if p.isdigit()
+            if p.isdigit() and len(p) < _DIGITS and int(p) < self.keys.partitions
         )
         for failed in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(failed, PulsegateError):

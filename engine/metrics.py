@@ -171,6 +171,10 @@ class Metrics:
         self.bad_kept = Gauge(
             "pulsegate_bad_events_kept", "Rejected tracking events kept.", registry=r, multiprocess_mode="mostrecent"
         )
+        self.skipped = Gauge(
+            "pulsegate_skipped", "What a job could not read in Redis and left out, ever.", ["job"], registry=r,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self.trending = Gauge(
             "pulsegate_trending_seconds", "What the last publication of lists took, with the claims before it.", registry=r,
             multiprocess_mode="mostrecent",
@@ -241,6 +245,8 @@ class Metrics:
             self.handled.labels(lag.name).set(lag.handled)
             self.dead.labels(lag.name).set(lag.dead)
             self.tenures.labels(lag.job).set(lag.owners)
+        for job, count in flow.skipped.items():
+            self.skipped.labels(job).set(count)
         self.bad_kept.set(flow.bad)
         if flow.trending_s is not None:
             self.trending.set(flow.trending_s)

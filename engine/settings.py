@@ -211,6 +211,9 @@ class Settings:
 
     # streams of lists
     streams_max: int = _f(1_000, "readers of /v1/trending/stream per API process; more are answered 503", low=0)
+    streams_each_max: int = _f(
+        10, "of them of one account, or of one service token; more are answered 429", low=1, high=1_000_000
+    )
     stream_slow_s: float = _f(5.0, "a reader that takes nothing for so many seconds is disconnected", low=0.1, high=60)
     stream_max_s: float = _f(
         3_600.0, "a stream ends after so many seconds, and the reader connects again", low=0.01, high=86_400
@@ -247,12 +250,15 @@ class Settings:
     )
     outbox_max: int = _f(20_000, "events in an outbox above which lifecycle events wait on the API's disk", low=10)
     worker_processes: int = _f(7, "worker processes `pulsegate run` and `worker` start", low=1, high=64)
-    export_processes: int = _f(
+    export_processes: int = _f(1, "further worker processes for each sink: a slow one delays no other", low=0, high=64)
+    ask_processes: int = _f(
         1,
-        "worker processes for exports only; with several sinks as many, so that a slow one delays no other",
+        "further worker processes for what the API asks for (erase, audit); so many are done at a time",
         low=0,
         high=64,
     )
+    ask_queue: int = _f(16, "such requests that wait in the deployment; more are answered 429", low=1, high=10_000)
+    ask_token_max: int = _f(4, "of them of one token; more are answered 429", low=1, high=10_000)
     groups: int = _f(1, "groups of partitions, each of which has a tenure of its own in every job", low=1, high=64)
     dead_max: int = _f(10_000, "dead letters kept for each consumer and sink; beyond it the oldest go", low=10)
     dead_max_bytes: int = _f(64 * 2**20, "bytes of them; as above", low=2**16)
@@ -313,7 +319,7 @@ class Settings:
     webhook_heartbeats: bool = _f(False, "send heartbeats and evidence, too: most of the volume")
     webhook_batch: int = _f(100, "events in one request", low=1, high=10_000)
     webhook_body_max: int = _f(500_000, "bytes of one request; a larger event becomes a dead letter", low=1024)
-    webhook_timeout_s: float = _f(5.0, "seconds the receiver has to answer", low=0.1, high=60)
+    webhook_timeout_s: float = _f(5.0, "seconds for a whole request to a receiver, answer included", low=0.1, high=60)
 
     # simulations (docs/simulation.md)
     virtual_clock: bool = _f(

@@ -8,7 +8,7 @@
 -- RETURNS {number, changes, whole, audience}: flat lists; number = applied if nothing has changed; whole 0 if the audience is
 -- further than this claim already
 
-local number, applied = tonumber(redis.call('HGET', KEYS[2], '') or 0), tonumber(ARGV[1])
+local number, applied = tonumber(redis.call('HGET', KEYS[2], '') or 0) or 0, tonumber(ARGV[1])
 if number <= applied then
   redis.call('DEL', KEYS[2])
   number = applied

@@ -15,7 +15,10 @@ for _, pair in ipairs(merged) do
     changed = changed + redis.call('HDEL', KEYS[1], content)
   else
     local stored = redis.call('HGET', KEYS[1], content)
-    local known, differs = stored and cjson.decode(stored) or {}, not stored
+    -- What is stored and no object is written anew.
+    local legible, known = pcall(cjson.decode, stored or '{}')
+    local differs = not stored
+    if not legible or type(known) ~= 'table' then known, differs = {}, true end
     for name, value in pairs(said) do
       if value == cjson.null then value = nil end
       if known[name] ~= value then known[name], differs = value, true end

@@ -3,9 +3,12 @@
 -- ARGV[1] offset     of the minute's slot, in bytes
 -- ARGV[2] ttl        s
 -- ARGV[3...] slots   one for each ring
--- RETURNS how many rings were written
+-- RETURNS how many rings were written: all that are strings
+local written = 0
 for i, ring in ipairs(KEYS) do
-  redis.call('SETRANGE', ring, ARGV[1], ARGV[i + 2])
-  redis.call('EXPIRE', ring, ARGV[2])
+  if type(redis.pcall('SETRANGE', ring, ARGV[1], ARGV[i + 2])) == 'number' then
+    redis.call('EXPIRE', ring, ARGV[2])
+    written = written + 1
+  end
 end
-return #KEYS
+return written

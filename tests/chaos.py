@@ -201,7 +201,7 @@ class Chaos:
             self._replica.start()
         settings = QUICK | {
             "log_redis_url": self._log.url, "lake_dir": self._lake, "webhook_url": self._receiver.url,
-            "webhook_secret": "s" * 40, "worker_processes": 2, "export_processes": 2,
+            "webhook_secret": "s" * 40, "worker_processes": 2,
         }  # fmt: skip
         api = ApiProcess(self._session.url, self._directory, prefix=PREFIX, **settings)
         cli = [sys.executable, "-m", "engine.cli"]

@@ -728,7 +728,7 @@ class TestReader:
                 if message.get("body"):
                     sent.append(message["body"])
 
-            reader = Reader(hub, listed, 10, lambda: None)
+            reader = Reader(hub, "reader", listed, 10, lambda: None)
             task = asyncio.create_task(reader({"type": "http", "method": "GET"}, receive, send))
             await steps(hub, listed, sent, left)
             await asyncio.wait_for(task, 5)
@@ -762,7 +762,7 @@ class TestReader:
             await asyncio.sleep(0)
             hub.close()
             with pytest.raises(Unavailable):
-                await Reader(hub, listed, 10, lambda: None)({"type": "http"}, None, None)  # type: ignore[arg-type]
+                await Reader(hub, "reader", listed, 10, lambda: None)({"type": "http"}, None, None)  # type: ignore[arg-type]
 
         self.run(steps)
 
@@ -798,7 +798,7 @@ class TestReader:
                     await asyncio.Event().wait()
 
             scope = {"type": "http", "method": "GET", "state": {"transport": transport}}
-            reader = Reader(hub, Listed(LIVE), 10, lambda: None)
+            reader = Reader(hub, "reader", Listed(LIVE), 10, lambda: None)
             await asyncio.wait_for(reader(scope, receive, send), 5)
             assert (hub._readers, metrics.registry.get_sample_value("pulsegate_slow_readers_total")) == (set(), 1.0)
 
@@ -823,7 +823,7 @@ class TestReader:
                 if message.get("body"):
                     sent.append(message["body"])
 
-            reader = Reader(hub, listed, 10, lambda: None)
+            reader = Reader(hub, "reader", listed, 10, lambda: None)
             task = asyncio.create_task(reader({"type": "http", "method": "GET"}, receive, send))
 
             async def tell(n: int) -> None:

@@ -116,7 +116,7 @@ def test_the_lake_is_the_workers_and_scheduler_and_worker_know_the_same_sinks() 
     owned = next(rest for rest in said("RUN") if "install -d" in rest)
     for volume in ("spool", "lake"):
         assert f"/var/lib/pulsegate/{volume}" in owned, "a volume takes its owner from the image's directory"
-    sizes = {"PULSEGATE_WORKER_PROCESSES", "PULSEGATE_EXPORT_PROCESSES"}
+    sizes = {"PULSEGATE_WORKER_PROCESSES", "PULSEGATE_EXPORT_PROCESSES", "PULSEGATE_ASK_PROCESSES"}
     worker, scheduler = (SERVICES[name]["environment"] for name in ("worker", "scheduler"))
     assert {name: value for name, value in worker.items() if name not in sizes} == scheduler
     settings = Settings.from_env({name: value for name, value in worker.items() if name in SETTINGS})
@@ -124,6 +124,7 @@ def test_the_lake_is_the_workers_and_scheduler_and_worker_know_the_same_sinks() 
     waiting_there = [job for job in jobs(settings) if not job.startswith("export-")]
     assert settings.worker_processes >= len(waiting_there), "jobs take turns"
     assert settings.export_processes >= 1
+    assert settings.ask_processes >= 1
 
 
 def test_redis_is_durable_and_keeps_records_compact() -> None:
@@ -307,5 +308,5 @@ def test_wrong_use() -> None:
         done = subprocess.run(command, env=clean_env(), cwd=ROOT, capture_output=True, text=True, timeout=30)
         assert (done.returncode, done.stderr) == (
             2,
-            "usage: python -m workers [health] worker|exporter|scheduler|clock\n",
+            "usage: python -m workers [health] worker|asker|exporter SINK|scheduler|clock\n",
         )

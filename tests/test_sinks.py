@@ -91,7 +91,7 @@ def run(single: Server, prefix: str, receiver: Receiver) -> Iterator[Runtime]:
     yield found
     hook = build(Webhook, found.settings)
     if isinstance(hook, Webhook):
-        hook._client.close()
+        hook.poster.close()
     build.cache_clear()
     found.log.close()
     found.session.close()
@@ -297,7 +297,7 @@ class TestFailures:
         work = export(run, clock=clock)
         assert work.step(0) == 10
         receiver.close()
-        build(Webhook, run.settings)._client.close()  # type: ignore[union-attr]  # its connection died with it
+        build(Webhook, run.settings).poster.close()  # type: ignore[union-attr]  # its connection died with it
         build.cache_clear()
         with pytest.raises(Postponed, match="ConnectError"):
             export(run, clock=clock).step(0)
@@ -571,19 +571,19 @@ class TestApart:
         receiver.answer = lambda _: (429, {"Retry-After": "77"})
         monkeypatch.setattr(runtime, "runtime", lambda _: run)
         monkeypatch.setattr(jobs, "runtime", lambda _: run)
-        run.exports.empty()
+        run.queue_of("export-webhook").empty()
         jobs.queue_tenure(run, "export-webhook", 0)
         before = time.time()
-        SimpleWorker([run.exports], connection=run.log).work(burst=True, logging_level="CRITICAL")
-        registry = ScheduledJobRegistry(queue=run.exports)
+        SimpleWorker([run.queue_of("export-webhook")], connection=run.log).work(burst=True, logging_level="CRITICAL")
+        registry = ScheduledJobRegistry(queue=run.queue_of("export-webhook"))
         (job_id,) = [found for found in registry.get_job_ids() if found.startswith("export-webhook")]
         due = registry.get_scheduled_time(job_id).timestamp()
         assert before + 76 <= due <= time.time() + 78
-        assert FailedJobRegistry(queue=run.exports).get_job_ids() == []
+        assert FailedJobRegistry(queue=run.queue_of("export-webhook")).get_job_ids() == []
         # Nobody owns the group meanwhile, and no second tenure is queued.
         assert not run.log.exists(run.keys.owner("export-webhook", 0))
         jobs.queue_tenure(run, "export-webhook", 0)
-        assert run.exports.get_job_ids() == []
+        assert run.queue_of("export-webhook").get_job_ids() == []
         Job.fetch(job_id, connection=run.log).delete()
 
 

@@ -1,5 +1,5 @@
-"""The workers' composition root: `python -m workers worker|exporter|scheduler|clock`, which is what `pulsegate worker` starts, and
-`python -m workers health worker|scheduler`, which says whether they do their work.
+"""The workers' composition root: `python -m workers worker|asker|exporter SINK|scheduler|clock`, which is what `pulsegate worker`
+starts, and `python -m workers health worker|scheduler`, which says whether they do their work.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+
+from rq import Queue
 
 from engine import lifeline
 from engine.errors import PulsegateError
@@ -17,10 +19,12 @@ from engine.stopping import Stop
 from workers import commands
 from workers.deadcli import dead
 from workers.health import ROLES, health
-from workers.runtime import runtime
+from workers.runtime import Runtime, runtime
 from workers.scheduler import schedule
 from workers.tenure import TenureWorker
 from workers.virtual import follow
+
+_NICE = 10
 
 
 def _settings() -> Settings:
@@ -30,17 +34,27 @@ def _settings() -> Settings:
 
 
 def worker() -> None:
-    """One RQ worker, until SIGTERM or SIGINT."""
+    """One RQ worker for tenures, until SIGTERM or SIGINT."""
     run = runtime(_settings())
-    logging.getLogger("rq.worker").setLevel("WARNING")
-    TenureWorker([run.asks, run.queue], connection=run.log).work(logging_level="WARNING")
+    _work(run, run.queue)
 
 
-def exporter() -> None:
-    """One RQ worker for exports only, until SIGTERM or SIGINT."""
+def exporter(sink: str) -> None:
+    """The same for one sink's exports only."""
     run = runtime(_settings())
+    _work(run, run.queue_of(f"export-{sink}"))
+
+
+def asker() -> None:
+    """The same for what the API asks for, behind all others where processors are scarce."""
+    os.nice(_NICE)
+    run = runtime(_settings())
+    _work(run, run.asks)
+
+
+def _work(run: Runtime, queue: Queue) -> None:
     logging.getLogger("rq.worker").setLevel("WARNING")
-    TenureWorker([run.exports], connection=run.log).work(logging_level="WARNING")
+    TenureWorker([queue], connection=run.log).work(logging_level="WARNING")
 
 
 def scheduler() -> None:
@@ -58,8 +72,10 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["worker"]:
             worker()
-        case ["exporter"]:
-            exporter()
+        case ["exporter", sink]:
+            exporter(sink)
+        case ["asker"]:
+            asker()
         case ["scheduler"]:
             scheduler()
         case ["clock"]:
@@ -71,7 +87,7 @@ def main(arguments: list[str]) -> int:
         case ["dead", *rest]:
             return dead(rest)
         case _:
-            print("usage: python -m workers [health] worker|exporter|scheduler|clock", file=sys.stderr)
+            print("usage: python -m workers [health] worker|asker|exporter SINK|scheduler|clock", file=sys.stderr)
             return 2
     return 0
 

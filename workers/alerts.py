@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import orjson
 from redis.exceptions import WatchError
@@ -22,9 +21,12 @@ from engine import signing
 from engine.alerts import RuleFile, State, judge, store
 from engine.alerts.figures import Figure, Group, check, figures, relation
 from engine.alerts.rules import Rule
+from engine.events import is_id
 from engine.quality.files import TOPIC, lake_of
+from workers.posting import NoAnswer, Poster
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
+from workers.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +150,8 @@ class Webhook:
 
     def __init__(self, run: Runtime) -> None:
         self._run, self._settings = run, run.settings
-        self._client: httpx.Client | None = None
+        self._poster = Poster(run.settings.webhook_timeout_s)
+        self._troubles = Troubles(run.log, run.keys, "alerts")
         self._failures, self._not_before = 0, 0.0
 
     def deliver(self) -> int:
@@ -159,12 +162,13 @@ class Webhook:
         taken = 0
         while not stopping.is_set():
             sent: Any = redis.get(keys.alerts_sent)
-            after = f"({sent.decode()}" if sent else "-"
+            # What is no id has sent nothing: alerts may come twice, and none is left out.
+            after = f"({sent.decode()}" if is_id(sent) else "-"
             waiting: Any = redis.xrange(keys.alerts_told, min=after, count=_TOGETHER)
             if not waiting:
                 break
-            items = [{"id": id_.decode()} | orjson.loads(fields[b"a"]) for id_, fields in waiting]
-            if not self._post(url, orjson.dumps({"items": items})):
+            items = self._read(waiting)
+            if items and not self._post(url, orjson.dumps({"items": items})):
                 self._failures += 1
                 self._not_before = time.monotonic() + min(PATIENCE_S, self._settings.alerts_every_s * 2**self._failures)
                 break
@@ -172,6 +176,15 @@ class Webhook:
             redis.set(keys.alerts_sent, waiting[-1][0])
             taken += len(items)
         return taken
+
+    def _read(self, waiting: Any) -> list[dict[str, Any]]:
+        items = []
+        for id_, fields in waiting:
+            try:
+                items.append({"id": id_.decode()} | orjson.loads(fields[b"a"]))
+            except (ValueError, KeyError, TypeError) as error:
+                self._troubles.note("alerts that were told", f"{id_.decode()}: {type(error).__name__}")
+        return items
 
     def _post(self, url: str, body: bytes) -> bool:
         timestamp = int(time.time())
@@ -181,17 +194,13 @@ class Webhook:
             signing.SIGNATURE: signing.sign(secret, timestamp, body),
         }  # fmt: skip
         try:
-            self._client = self._client or httpx.Client(
-                timeout=self._settings.webhook_timeout_s, follow_redirects=False
-            )
-            status = self._client.post(url, content=body, headers=headers).status_code
-        except httpx.HTTPError as error:
-            log.warning("alerts_webhook", extra={"why": f"{type(error).__name__}: {error}"})
+            status = self._poster.post(url, body, headers).status
+        except NoAnswer as error:
+            log.warning("alerts_webhook", extra={"why": str(error)})
             return False
         if not 200 <= status < 300:
             log.warning("alerts_webhook", extra={"why": str(status)})
         return 200 <= status < 300
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
+        self._poster.close()

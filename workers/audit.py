@@ -64,9 +64,15 @@ def _item(event: Event) -> dict[str, Any]:
     return {
         "id": event.id, "at": event.at, "type": event.type, "account": event.account, "profile": event.profile,
         "device": event.device, "session": event.session, "content": event.content, "kind": event.kind,
-        "provider": data.get("provider"), "rule": data.get("rule"), "limit": data.get("limit"), "reason": data.get("reason"),
+        "provider": _text(data, "provider"), "rule": _text(data, "rule"), "limit": data.get("limit"), "reason": _text(data, "reason"),
         "by": data.get("by"),
     }  # fmt: skip
+
+
+def _text(data: Mapping[str, Any], name: str) -> str | None:
+    """What is counted by must be text, whatever somebody wrote there."""
+    found = data.get(name)
+    return found if isinstance(found, str) else None
 
 
 def _enforcement(run: Runtime, start: int, end: int) -> Iterator[Event]:

@@ -15,12 +15,13 @@ from redis.exceptions import WatchError
 from engine import keeping
 from engine.deadletters import fields
 from engine.events import Event, order
-from engine.lag import HANDLED
+from engine.lag import HANDLED, number
 from workers.consumer import Consumer, DeadLetter
 from workers.history import history
-from workers.reading import Ahead, LogReader, Reading, read_on, within
+from workers.reading import Ahead, LogReader, Reading, batches, read_on, within
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
+from workers.troubles import Troubles
 
 COUNT = 1_000
 """Entries read of each stream at a time."""
@@ -34,6 +35,7 @@ class Commit:
     def __init__(self, run: Runtime, consumer: str, generation: int, ownership: Ownership) -> None:
         self._log, self._keys, self._owner = run.log, run.keys, ownership
         self._consumer, self._cursor = consumer, run.keys.cursor(consumer, generation)
+        self._troubles = Troubles(run.log, run.keys, consumer)
         self._dead, self._lake = (run.settings.dead_max, run.settings.dead_max_bytes), bool(run.settings.lake_dir)
 
     def begin(self, topics: Sequence[str]) -> None:
@@ -45,12 +47,12 @@ class Commit:
                 for partition in range(self._keys.partitions):
                     for topic in topics:
                         pipe.xlen(self._keys.log(partition, topic))
-                held = sum(pipe.execute())
-            self._log.hset(self._cursor, HANDLED, max(0, sum(int(n or 0) for n in counts) - held))
+                held = sum(n for n in pipe.execute(raise_on_error=False) if isinstance(n, int))
+            self._log.hset(self._cursor, HANDLED, max(0, sum(map(number, counts)) - held))
 
     def positions(self, partitions: Sequence[int]) -> dict[int, str]:
         found: Any = self._log.hmget(self._cursor, [str(p) for p in partitions])
-        return {p: id_.decode() for p, id_ in zip(partitions, found, strict=True) if id_ is not None}
+        return {p: id_.decode(errors="replace") for p, id_ in zip(partitions, found, strict=True) if id_ is not None}
 
     def pipeline(self) -> Pipeline:
         """A transaction under way. Raises LostOwnership."""
@@ -79,7 +81,8 @@ class Commit:
         try:
             while True:
                 try:
-                    pipe.execute()
+                    # A command on a key of another type has changed nothing; the rest is committed, and counts.
+                    self._troubles.check(pipe.execute(raise_on_error=False), "keys of a projection")
                     return
                 except WatchError:
                     # Another's by now; or only renewed, which touches the key as well.
@@ -149,20 +152,20 @@ class Consume(Work):
     def _catch_up(self, found: Reading) -> int:
         """What the log has forgotten is in the lake; how many events that were. A step's worth of it: the tenure may be over."""
         after = {p: self._positions.get(p, "0-0") for p in found.behind}
-        batch: list[Event] = []
         done, until = 0, time.monotonic() + CATCH_UP_S
-        for event in history(self._run.settings, self._consumer.topics, after):
-            if order(event.stream_id) <= order(found.behind[event.partition]):
-                batch.append(event)
-            if len(batch) >= self._consumer.batch:
-                self._commit_batch(batch, latest(batch))
-                self._owner.renew()
-                done += len(batch)
-                batch = []
-                if stopping.is_set() or time.monotonic() > until:
-                    return done
-        self._commit_batch(batch, found.behind)
-        return done + len(batch)
+        missed = (
+            event
+            for event in history(self._run.settings, self._consumer.topics, after)
+            if order(event.stream_id) <= order(found.behind[event.partition])
+        )
+        for batch in batches(missed, self._consumer.batch):
+            self._commit_batch(batch, latest(batch))
+            self._owner.renew()
+            done += len(batch)
+            if stopping.is_set() or time.monotonic() > until:
+                return done
+        self._commit_batch([], found.behind)
+        return done
 
 
 def handle(consumer: Consumer, events: Sequence[Event], pipe: Pipeline) -> list[dict[str, Any]]:
@@ -190,4 +193,4 @@ def latest(events: Sequence[Event]) -> dict[int, str]:
 
 def live_generation(run: Runtime, projection: str) -> int:
     found: Any = run.log.hget(run.keys.generations, projection)
-    return int(found or 1)
+    return number(found) or 1

@@ -17,8 +17,9 @@ from redis import Redis
 from redis.client import Pipeline
 
 from engine.events import TOPICS, Event
-from engine.keys import Space
+from engine.keys import Keys, Space
 from engine.settings import Settings
+from workers.troubles import Troubles
 
 GROUP = "pulsegate.consumers"
 
@@ -36,12 +37,14 @@ class Consumer(ABC):
 
     def __init__(self, client: Redis, space: Space, settings: Settings) -> None:
         self.client, self.space, self.settings = client, space, settings
+        self.troubles = Troubles(client, Keys(settings.prefix, settings.partitions), self.name)
 
     @abstractmethod
     def handle(self, events: Sequence[Event], pipe: Pipeline) -> None:
         """Queues the writes for a batch of events. May read by `client`; must write by `pipe` only.
 
-        An event that cannot be handled raises `DeadLetter`: it is kept with its reason and not tried again.
+        An event that cannot be handled raises `DeadLetter`: it is kept with its reason and not tried again. State of its own that
+        it cannot read it takes for none, and says so by `troubles.note`: it must not stop the other accounts.
         """
 
     @abstractmethod

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import orjson
@@ -21,11 +20,12 @@ from redis.exceptions import RedisError
 from rq import get_current_job
 
 from engine.deadletters import fields
-from engine.events import Event, order
+from engine.events import Event, is_id, order
 from engine.keys import Keys
+from engine.lag import number
 from workers.consume import COUNT, Commit, latest
 from workers.history import history
-from workers.reading import START, LogReader, Undecodable, read_on, within
+from workers.reading import START, LogReader, Undecodable, batches, read_on, within
 from workers.runtime import Runtime
 from workers.sinks import Rejected, Retry, Sink, build
 from workers.tenure import Keeper, LostOwnership, Ownership, Work, stopping
@@ -57,7 +57,8 @@ class Backoff:
     def wait_s(self) -> float:
         """Seconds for which the sink is to be left alone; 0 if it is not."""
         until: Any = self._client.hmget(self._key, ["until", self._until])
-        return max(0.0, max(int(ms or 0) for ms in until) / 1000 - self._now())
+        # No longer than anybody may ask for, whatever stands there.
+        return min(RETRY_AFTER_MAX_S, max(0.0, max(map(number, until)) / 1000 - self._now()))
 
     def failed(self, after_s: float | None, why: str) -> float:
         """Notes a failure; how long to leave it alone now: what the receiver asked for, at least what our own table says."""
@@ -181,7 +182,7 @@ class Export(Work):
         if missing:
             keys, topics = self._run.keys, self._sink.topics
             trimmed: Any = self._run.log.hmget(keys.trimmed, [str(p) for p in missing])
-            first = {p: id_.decode() if id_ else START for p, id_ in zip(missing, trimmed, strict=True)}
+            first = {p: id_.decode() if is_id(id_) else START for p, id_ in zip(missing, trimmed, strict=True)}
             gone = _forgotten(self._run.log, [keys.log(p, topic) for p in missing for topic in topics])
             pipe = self._commit.pipeline()
             pipe.hset(keys.cursor(self._sink.name), "topics", ",".join(topics))
@@ -214,11 +215,12 @@ class Export(Work):
     def _interrupted(self) -> Iterator[Batch]:
         """The batch that was under way when the last tenure ended, if it can be cut from the log as it was."""
         cut: Any = self._run.log.hget(self._flight, str(self._group))
-        reached = {int(p): id_ for p, id_ in orjson.loads(cut).items()} if cut else {}
+        reached = _cut_of(cut)
         if self._own or not reached or not set(reached) <= set(self._partitions):
             return
         reader = LogReader(self._run.log, self._run.keys, list(reached), self._sink.topics)
         found = reader.look(self._positions, COUNT)
+        read_on(reader, self._positions, found, self._sink.batch)
         if found.behind or any(order(found.ends.get(p, START)) < order(id_) for p, id_ in reached.items()):
             return
         events = [event for event in found.events if order(event.stream_id) <= order(reached[event.partition])]
@@ -234,9 +236,18 @@ class Export(Work):
             for event in history(self._run.settings, self._sink.topics, after)
             if order(event.stream_id) <= order(behind[event.partition])
         )
-        while batch := list(islice(events, self._sink.batch)):
+        for batch in batches(events, self._sink.batch):
             yield Batch(batch, latest(batch))
         yield Batch([], behind)
+
+
+def _cut_of(stored: bytes | None) -> dict[int, str]:
+    """How a batch was cut; {} if nobody can tell."""
+    try:
+        found = orjson.loads(stored) if stored else {}
+        return {int(p): id_ for p, id_ in found.items() if is_id(id_)}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _forgotten(client: Redis, streams: Sequence[str]) -> int:

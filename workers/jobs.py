@@ -86,7 +86,7 @@ def tenure(job: str, group: int) -> int:
     except BaseException:
         ownership.release()
         raise
-    queues = [run.exports] if job.startswith("export-") else [run.asks, run.queue]
-    done = serve(ownership, found, lambda: sum(q.count for q in queues), seconds=run.settings.tenure_s)
+    queue = run.queue_of(job)
+    done = serve(ownership, found, lambda: int(queue.count), seconds=run.settings.tenure_s)
     queue_tenure(run, job, group)
     return done

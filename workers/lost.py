@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+from redis.exceptions import ResponseError
 
 from engine import records, scripts
-from engine.events import order
+from engine.events import is_id, order
 from engine.partitions import partition_of
 from workers.consume import live_generation
 from workers.runtime import Runtime
+from workers.troubles import Troubles, own
 from workers.views import Views
 
 BATCH = 500
@@ -29,10 +31,12 @@ class Lost:
 
     def __init__(self, run: Runtime) -> None:
         self._run = run
+        self._troubles = Troubles(run.log, run.keys, "maintain")
 
     def end(self) -> int:
         """One round; how many views were ended."""
-        run, ended, suspects = self._run, 0, {}
+        run, ended = self._run, 0
+        suspects: dict[str, str] = {}
         generation = live_generation(run, Views.name)
         views = Views(run.log, run.keys.projection(Views.name, generation), run.settings)
         seconds, _ = run.log.time()
@@ -40,19 +44,29 @@ class Lost:
         reached: Any = run.log.hgetall(run.keys.cursor(Views.name, generation))
         before: Any = run.log.hgetall(run.keys.suspects)
         for view in silent:
-            name = f"{view['account']}\t{view['session']}\t{view['started_at']}"
-            partition = partition_of(view["account"], run.settings.partitions)
-            outbox = before.get(name.encode())
-            if self._known(view):
-                continue
-            if outbox is None:
-                suspects[name] = self._last_id(partition)
-            elif order(reached.get(b"%d" % partition, b"0-0").decode()) < order(outbox.decode()):
-                suspects[name] = outbox.decode()
-            else:
-                ended += self._end(view)
+            try:
+                ended += self._look(view, before, reached, suspects)
+            except (ValueError, IndexError, ResponseError) as error:
+                if isinstance(error, ResponseError) and not own(error):
+                    raise
+                self._troubles.note("views that may be lost", f"{type(error).__name__}: {error}")
         self._remember(suspects)
         return ended
+
+    def _look(self, view: dict[str, Any], before: Any, reached: Any, suspects: dict[str, str]) -> int:
+        """How many views were ended: this one, or none. Notes it among the suspects if it is one."""
+        name = f"{view['account']}\t{view['session']}\t{view['started_at']}"
+        partition = partition_of(view["account"], self._run.settings.partitions)
+        outbox = before.get(name.encode())
+        if self._known(view):
+            return 0
+        if not is_id(outbox):
+            suspects[name] = self._last_id(partition)
+        elif order(reached.get(b"%d" % partition, b"0-0").decode()) < order(outbox.decode()):
+            suspects[name] = outbox.decode()
+        else:
+            return self._end(view)
+        return 0
 
     def _remember(self, suspects: dict[str, str]) -> None:
         with self._run.log.pipeline(transaction=True) as pipe:

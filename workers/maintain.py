@@ -11,13 +11,14 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from engine.events import TOPICS, order
+from engine.events import TOPICS, is_id, order
 from workers import consumer
 from workers.consume import live_generation
 from workers.lost import Lost
 from workers.runtime import Runtime
 from workers.sinks import build, configured
 from workers.tenure import Ownership, Work, stopping
+from workers.troubles import Troubles
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +84,18 @@ def trim(run: Runtime) -> int:
     seconds, micros = run.log.time()
     young = (int(seconds) - run.settings.log_keep_s) * 1000 + int(micros) // 1000
     keys = run.keys
+    reached = _reached(run)
     with run.log.pipeline(transaction=True) as pipe:
-        for partition, id_ in _reached(run).items():
+        for partition, id_ in reached.items():
             ms, seq = order(id_)
             if ms >= young:
                 ms, seq = young - 1, _SEQ_MAX
             pipe.hset(keys.trimmed, str(partition), f"{ms}-{seq}")
             for topic in TOPICS:
                 pipe.xtrim(keys.log(partition, topic), minid=f"{ms}-{seq + 1}" if seq < _SEQ_MAX else f"{ms + 1}-0")
-        return sum(int(count) for n, count in enumerate(pipe.execute()) if n % (1 + len(TOPICS)))
+        answers = pipe.execute(raise_on_error=False)
+    Troubles(run.log, run.keys, "maintain").check(answers, "logs that are to be trimmed")
+    return sum(int(n) for at, n in enumerate(answers) if at % (1 + len(TOPICS)) and isinstance(n, int))
 
 
 def _reached(run: Runtime) -> dict[int, str]:
@@ -114,4 +118,4 @@ def _reached(run: Runtime) -> dict[int, str]:
 
 def _cursor(run: Runtime, name: str, generation: int) -> dict[int, str]:
     found: Any = run.log.hgetall(run.keys.cursor(name, generation))
-    return {int(p): id_.decode() for p, id_ in found.items() if p.isdigit()}
+    return {int(p): id_.decode() for p, id_ in found.items() if p.isdigit() and is_id(id_)}

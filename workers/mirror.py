@@ -8,25 +8,27 @@ the log's disk, so whatever a crashed log has forgotten is mirrored once more.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from redis import Redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from engine import scripts
-from engine.events import EVENTS, HEARTBEATS, PLAIN, order
+from engine.events import EVENTS, HEARTBEATS, PLAIN, is_id, order
+from workers.disk import disk_of
+from workers.line import Line
 from workers.runtime import Runtime
 from workers.tenure import LostOwnership, Ownership, Work, stopping
+from workers.troubles import ASIDE_S, Troubles, own
 
 log = logging.getLogger(__name__)
 
 BATCH = 1_000
 """Events of one partition appended in one script call: about 2 ms in which the log Redis does nothing else."""
+BATCH_BYTES = 2**20
+"""Or so many bytes of them, one event more or less."""
 TOGETHER = 4 * BATCH
 """Events sent in one write. The next write leaves before the last one's answer is there: reading, packing and appending
 overlap, and `after` lets nothing in that does not follow (lua/mirror.lua)."""
@@ -35,11 +37,14 @@ GATHER_S = 0.04
 FEW = 1_000
 """What counts as little, of one round."""
 READ = 100_000
-"""Events read in one go, over all partitions."""
+"""Events read in one go, over all partitions, where they are small."""
+READ_BYTES = 32 * 2**20
+"""Bytes that an answer should have at most. How large events are shows only when they are here, so a tenure begins with few
+(`READ_FIRST` of each outbox) and reads more as long as they stay small."""
+READ_FIRST = 16
 CLUSTER_POLL_S = 0.1
 """A cluster cannot block on the outboxes of many slots, so they are asked this often."""
 TRIM_EVERY_S = 0.5
-_NO_WAITAOF_S = 3.0
 
 _PLAIN_HEADS = tuple(b'{"type":"%b"' % name.encode() for name in sorted(PLAIN))
 
@@ -57,18 +62,23 @@ class Mirror(Work):
         self._partitions = run.partitions(group)
         self._outboxes = {run.keys.outbox(p).encode(): p for p in self._partitions}
         self._script = scripts.load("mirror")
-        self._line = _Line(run.log)
+        self._line = Line(run.log)
         self._under_way: deque[Sequence[Call]] = deque()
         self._servers = ("", "")
         self._positions: dict[int, bytes] = {}
         self._trimmed: dict[int, bytes] = {}
-        self._disk = _disk(run, group)
+        self._disk = disk_of(run, group)
         self._trim_at = self._look_at = self._read_at = 0.0
         self._few = False
+        self._count = READ_FIRST
+        self._troubles = Troubles(run.log, run.keys, "mirror")
+        self._aside: dict[int, float] = {}
+        """Partition → until when it is left out, because its outbox or its log cannot be read or written."""
 
     def step(self, wait_s: float) -> int:
         if self._few and (left := self._read_at + GATHER_S - time.monotonic()) > 0:
             stopping.wait(min(left, wait_s))
+        self._take_back()
         self._meet_servers()
         self._read_at = time.monotonic()
         try:
@@ -92,10 +102,10 @@ class Mirror(Work):
         calls: list[Call] = []
         for partition, entries in self._read(wait_s):
             after = self._positions.get(partition, b"")
-            for start in range(0, len(entries), BATCH):
-                batch = entries[start : start + BATCH]
+            for batch, size in _cut(entries):
                 calls.append((partition, after, batch))
-                after, waiting, found = batch[-1][0], waiting + len(batch), found + len(batch)
+                after, found = batch[-1][0], found + len(batch)
+                waiting += max(len(batch), size * BATCH // BATCH_BYTES)
                 if waiting >= TOGETHER:
                     done += self._send(calls)
                     self._owner.renew()
@@ -109,21 +119,63 @@ class Mirror(Work):
 
     def _read(self, wait_s: float) -> Iterator[tuple[int, Sequence[Entry]]]:
         """What each outbox holds beyond its position; waits for something if there is nothing."""
-        session, count = self._run.session, max(100, READ // len(self._partitions))
-        places = [(key, self._positions.get(p, b"0-0")) for key, p in self._outboxes.items()]
-        if self._run.clustered:
-            with session.pipeline() as pipe:
-                for key, after in places:
-                    pipe.execute_command("XRANGE", key, b"(" + after, "+", "COUNT", count)
-                found = {key: entries for (key, _), entries in zip(places, pipe.execute(), strict=True) if entries}
+        count = min(self._count, max(100, READ // len(self._partitions)))
+        places = [(key, self._positions.get(p, b"0-0")) for key, p in self._outboxes.items() if p not in self._aside]
+        if self._run.clustered or not places:
+            found = self._ranges(places, count)
             if not found:
                 stopping.wait(min(wait_s, CLUSTER_POLL_S))
         else:
             block = max(1, int(wait_s * 1000))
             keys, ids = [key for key, _ in places], [after for _, after in places]
-            found = dict(session.execute_command("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", *keys, *ids))
+            try:
+                answer = self._run.session.execute_command(
+                    "XREAD", "COUNT", count, "BLOCK", block, "STREAMS", *keys, *ids
+                )
+                found = dict(answer)
+            except ResponseError as error:
+                if not own(error):
+                    raise
+                # One key that is no stream fails them all.
+                found = self._ranges(places, count)
+        self._adapt(found, count)
         for key, entries in found.items():
             yield self._outboxes[key], entries
+
+    def _ranges(self, places: Sequence[tuple[bytes, bytes]], count: int) -> dict[bytes, Sequence[Entry]]:
+        """The same, outbox by outbox. One that cannot be read is left out for a while."""
+        found: dict[bytes, Sequence[Entry]] = {}
+        with self._run.session.pipeline(**({} if self._run.clustered else {"transaction": False})) as pipe:
+            for key, after in places:
+                pipe.execute_command("XRANGE", key, b"(" + after, "+", "COUNT", count)
+            for (key, _), entries in zip(places, pipe.execute(raise_on_error=False), strict=True):
+                if isinstance(entries, Exception):
+                    if not own(entries):
+                        raise entries
+                    self._leave_out(self._outboxes[key], "outbox", entries)
+                elif entries:
+                    found[key] = entries
+        return found
+
+    def _adapt(self, found: Mapping[bytes, Sequence[Entry]], count: int) -> None:
+        """How many of each outbox are read the next time."""
+        size = sum(len(payload(fields)) for entries in found.values() for _, fields in entries)
+        if size > READ_BYTES:
+            self._count = max(1, count // 4)
+        elif size < READ_BYTES // 4:
+            self._count = min(READ, 4 * count)
+
+    def _leave_out(self, partition: int, what: str, why: object) -> None:
+        self._aside[partition] = time.monotonic() + ASIDE_S
+        self._troubles.note(f"{what} of partition {partition}", why)
+
+    def _take_back(self) -> None:
+        """Partitions whose time is over are tried again, from where the log is now."""
+        now = time.monotonic()
+        if due := [p for p, until in self._aside.items() if until <= now]:
+            for partition in due:
+                del self._aside[partition]
+            self._servers, self._look_at = ("", ""), 0.0
 
     def _send(self, calls: Sequence[Call]) -> int:
         """One script call each, in one write; how many events those before it turn out to have appended."""
@@ -132,8 +184,8 @@ class Mirror(Work):
             names = [keys.log(partition, HEARTBEATS), keys.log(partition, EVENTS), keys.mirrored, self._owner.key]
             args: list[Any] = [self._owner.token, partition, after]
             for id_, fields in entries:
-                payload = fields[b"e"]
-                args += (1 if payload.startswith(_PLAIN_HEADS) else 2, id_, payload)
+                said = payload(fields)
+                args += (1 if said.startswith(_PLAIN_HEADS) else 2, id_, said)
             commands.append(("EVALSHA", self._script.sha, len(names), *names, *args))
         self._line.send(commands)
         self._under_way.append(calls)
@@ -145,7 +197,10 @@ class Mirror(Work):
         calls, done = self._under_way.popleft(), 0
         for call, answer in zip(calls, self._line.answers(len(calls)), strict=True):
             if isinstance(answer, Exception):
-                raise answer
+                if not own(answer):
+                    raise answer
+                self._leave_out(call[0], "log", answer)
+                continue
             done += self._appended(call[0], call[2], *answer)
         return done
 
@@ -159,13 +214,20 @@ class Mirror(Work):
         if code == -1:
             raise LostOwnership(self._owner.key)
         if code == -2:
-            log.warning("mirrored_elsewhere", extra={"partition": partition, "mirrored": mirrored.decode()})
-            self._positions.pop(partition, None)
-            if mirrored:
-                self._positions[partition] = mirrored
+            if partition not in self._aside:  # else what follows a call that failed
+                log.warning("mirrored_elsewhere", extra={"partition": partition, "mirrored": repr(mirrored)})
+            self._place(partition, mirrored)
             return 0
         self._positions[partition] = entries[-1][0]
         return code
+
+    def _place(self, partition: int, mirrored: bytes) -> None:
+        """The log says how far it has this partition."""
+        self._positions.pop(partition, None)
+        if is_id(mirrored):
+            self._positions[partition] = mirrored
+        elif mirrored:
+            self._leave_out(partition, "position", repr(mirrored))
 
     def _trim(self) -> None:
         """Takes from the outboxes what the log has on disk."""
@@ -177,7 +239,11 @@ class Mirror(Work):
             for partition, id_ in due.items():
                 ms, seq = order(id_.decode())
                 pipe.xtrim(self._run.keys.outbox(partition), minid=f"{ms}-{seq + 1}", approximate=False)
-            pipe.execute()
+            for (partition, _), answer in zip(due.items(), pipe.execute(raise_on_error=False), strict=True):
+                if isinstance(answer, Exception):
+                    if not own(answer):
+                        raise answer
+                    self._leave_out(partition, "outbox", answer)
         self._trimmed.update(due)
 
     def _meet_servers(self) -> None:
@@ -194,109 +260,31 @@ class Mirror(Work):
             self._servers = servers
             self._run.log.script_load(self._script.source)
             found: Any = self._run.log.hgetall(self._run.keys.mirrored)
-            self._positions = {p: found[b"%d" % p] for p in self._partitions if b"%d" % p in found}
+            for partition in self._partitions:
+                self._place(partition, found.get(b"%d" % partition, b""))
             script = scripts.load("raise")
             for partition, id_ in self._positions.items():
-                self._run.call(script, [self._run.keys.outbox(partition)], [id_])
+                try:
+                    self._run.call(script, [self._run.keys.outbox(partition)], [id_])
+                except ResponseError as error:
+                    if not own(error):
+                        raise
+                    self._leave_out(partition, "outbox", error)
 
 
-class _Line:
-    """One connection to the log, on which a write need not wait for the last one's answers."""
-
-    def __init__(self, client: Redis) -> None:
-        self._pool = client.connection_pool
-        self._connection: Any = None
-        self._owed = 0
-
-    def send(self, commands: Sequence[tuple[Any, ...]]) -> None:
-        if self._connection is None:
-            self._connection = self._pool.get_connection()
-        self._owed += len(commands)
-        self._connection.send_packed_command(self._connection.pack_commands(commands))
-
-    def answers(self, count: int) -> list[Any]:
-        """The next answers; errors of the server as values."""
-        found: list[Any] = []
-        for _ in range(count):
-            try:
-                found.append(self._connection.read_response())
-            except ResponseError as error:
-                found.append(error)
-            self._owed -= 1
-        return found
-
-    def close(self) -> None:
-        """Gives the connection back to the pool, which looks whether it still lives before it is used again."""
-        if self._connection is not None:
-            if self._owed:
-                self._connection.disconnect()
-            self._pool.release(self._connection)
-            self._connection, self._owed = None, 0
+def payload(fields: Mapping[bytes, bytes]) -> bytes:
+    """An entry's JSON. One that has none goes on as nothing, which no consumer can read: it becomes a dead letter there."""
+    return fields.get(b"e", b"")
 
 
-@lru_cache(maxsize=64)
-def _disk(run: Runtime, group: int) -> _Disk:
-    """One per process: what it waits for may take longer than a tenure's turn."""
-    return _Disk(run.log, run.keys.mirrored)
-
-
-class _Disk(threading.Thread):
-    """Learns how much of the log is on its server's disk, without making the mirror wait for it.
-
-    `WAITAOF` answers once everything this connection wrote is on disk, and with it all that was written before. Without an
-    append-only file nothing can be waited for, and what is in memory has to do.
-    """
-
-    def __init__(self, client: Redis, mirrored: str) -> None:
-        super().__init__(name="disk", daemon=True)
-        self._client, self._mirrored = client, mirrored
-        self._wanted: dict[int, bytes] = {}
-        self.durable: dict[int, bytes] = {}
-        """Partition → the id up to which its events are on disk."""
-        self._news = threading.Event()
-        self._closed = False
-        self.start()
-
-    def reached(self, positions: dict[int, bytes]) -> None:
-        """The log has everything up to these ids in memory."""
-        if positions != self._wanted:
-            self._wanted = dict(positions)
-            self._news.set()
-
-    def close(self) -> None:
-        self._closed = True
-        self._news.set()
-
-    def run(self) -> None:
-        while self._news.wait() and not self._closed:
-            self._news.clear()
-            try:
-                if (found := self._on_disk()) is not None:
-                    self.durable = found
-                else:
-                    self._news.set()
-            except (RedisError, OSError) as error:
-                log.warning("disk", extra={"why": str(error)})
-                self._news.set()
-                time.sleep(0.5)
-
-    def _on_disk(self) -> dict[int, bytes] | None:
-        """How far the server says that it has mirrored, once that is on its disk: a server that has restarted since may
-        have forgotten what the mirror remembers. None if it takes longer."""
-        # One connection for all: WAITAOF is about what its own connection wrote.
-        with self._client.client() as connection:
-            found: Any = connection.hgetall(self._mirrored)
-            connection.set(f"{self._mirrored}:disk", b"", px=60_000)
-            try:
-                local, _ = connection.execute_command("WAITAOF", 1, 0, 3_000)
-            except ResponseError as error:
-                if "unknown command" in str(error):
-                    # Redis before 7.2: everything is on disk after the second that fsync has, and some.
-                    time.sleep(_NO_WAITAOF_S)
-                elif "appendonly" not in str(error):
-                    raise
-                local = 1
-        return {int(p): id_ for p, id_ in found.items() if p.isdigit()} if local else None
+def _cut(entries: Sequence[Entry]) -> Iterator[tuple[Sequence[Entry], int]]:
+    """In batches, each with its bytes."""
+    start = size = 0
+    for end, (_, fields) in enumerate(entries, 1):
+        size += len(payload(fields))
+        if end - start >= BATCH or size >= BATCH_BYTES or end == len(entries):
+            yield entries[start:end], size
+            start, size = end, 0
 
 
 def _run_ids(session: Any) -> str:

@@ -24,7 +24,7 @@ from engine.quality.files import TOPIC, lake_of
 from engine.quality.fold import Playback, decode, encode, fold
 from engine.settings import Settings
 from workers.bulk import get_fields, set_fields
-from workers.consumer import Consumer
+from workers.consumer import Consumer, DeadLetter
 from workers.scanning import hashes_below
 
 NAME = "quality"
@@ -52,18 +52,28 @@ class Quality(Consumer):
             return
         places = list({(event.account, event.session): None for event in events if event.session})
         stored = get_fields(self.client, [(self.space.key("of", account), session) for account, session in places])
-        states = {place: decode(found) if found else None for place, found in zip(places, stored, strict=True)}
+        states = {place: self._decode(found) for place, found in zip(places, stored, strict=True)}
         known = {place for place, found in zip(places, stored, strict=True) if found}
         seen: dict[Place, int] = {}
         facts: list[Fact] = []
         for event in events:
             place = (event.account, event.session)
             if event.session:
-                states[place], made = fold(states[place], event)
+                try:
+                    states[place], made = fold(states[place], event)
+                except Exception as error:  # what nobody foresaw must not stop all those behind it
+                    raise DeadLetter(event, f"{type(error).__name__}: {error}") from None
                 facts += made
                 seen[place] = event.at
         self._add(self._lake, events, facts)
         self._write(pipe, states, known, seen)
+
+    def _decode(self, stored: bytes | None) -> Playback | None:
+        try:
+            return decode(stored) if stored else None
+        except msgspec.DecodeError as error:
+            self.troubles.note("states", error)
+            return None
 
     @staticmethod
     def _add(lake: Lake, events: Sequence[Event], facts: Sequence[Fact]) -> None:
@@ -136,8 +146,11 @@ class Quality(Consumer):
             if not names:
                 break
             with self.client.pipeline(transaction=True) as pipe:
-                self._remove(pipe, [tuple(name.decode().split("\t", 1)) for name in names])
-                pipe.execute()
+                pipe.zrem(self.space.key("heard"), *names)
+                for name in names:
+                    account, _, session = name.decode(errors="replace").partition("\t")
+                    pipe.hdel(self.space.key("of", account), session)
+                self.troubles.check(pipe.execute(raise_on_error=False), "states that are forgotten")
         if self._lake is not None:
             self._lake.compact(self.settings.lake_compact_s * 1000, self.settings.lake_file_bytes)
             self._lake.sweep()

@@ -8,23 +8,35 @@ written before, even if the topics read here hold nothing that young.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from redis import Redis
+from redis.exceptions import ResponseError
 
-from engine.events import TOPICS, Event, order, read
+from engine.events import TOPICS, Event, is_id, order, read
 from engine.keys import Keys
+from workers.troubles import ASIDE_S, Troubles, own
 
 READ_MAX = 80_000
 """Entries of all streams in one answer, at most."""
 MUCH = 5_000
 """Events in one answer after which the next one is asked for at once."""
-READ_MAX_BYTES = 64 * 2**20
-"""An answer with more payload than this makes the next one smaller."""
+READ_MAX_BYTES = 16 * 2**20
+"""Payload in memory: with so much, nothing further is read until it is done with. What a sink or consumer makes of it takes a few
+times as much."""
+LARGE_COUNT = 8
+"""Entries of a stream in one answer while an event of more than 2 KB is ahead (`lua/mirror.lua` notes that): with events of 1 MB,
+the largest there are, 16 MB of a partition. All others are read by `READ_MAX`, so an answer with them has at most 160 MB, and 32 MB
+with events of 400 bytes."""
+LARGE_READS = 1_000
+"""Such answers in one reading: what is left comes with the next, for whoever reads must renew its ownership meanwhile."""
+READ_ON_S = 1.5
+"""So long a reading goes on for more: well below `OWNER_MS`."""
 START = "0-0"
 
 Undecodable = tuple[int, str, bytes, str]
@@ -52,6 +64,14 @@ class Reading:
     def __bool__(self) -> bool:
         return bool(self.ends or self.behind)
 
+    def absorb(self, further: Reading) -> None:
+        """What was read after this."""
+        self.events += further.events
+        self.undecodable += further.undecodable
+        self.ends |= further.ends
+        self.behind |= further.behind
+        self.size += further.size
+
 
 class Behind(Exception):
     """The log no longer holds what follows these positions. `trimmed`: partition → up to which id."""
@@ -69,8 +89,11 @@ class LogReader:
         self._client: Any = type(client)(connection_pool=client.connection_pool)
         self._client.set_response_callback("XREAD", lambda answer, **_: answer)
         self._partitions = sorted(partitions)
-        self._fields = [str(p) for p in self._partitions]
-        self._streams = {keys.log(p, topic).encode(): p for p in self._partitions for topic in topics}
+        self._topics = {p: [keys.log(p, topic).encode() for topic in topics] for p in self._partitions}
+        self._streams = {name: p for p, names in self._topics.items() for name in names}
+        self._troubles = Troubles(client, keys, "log")
+        self._aside: dict[int, float] = {}
+        self._turn = 0
         self._names = list(self._streams)
         self._mirrored, self._trimmed = keys.mirrored, keys.trimmed
         self._count_max = max(1, READ_MAX // max(1, len(self._names)))
@@ -99,36 +122,112 @@ class LogReader:
     def _wait(self, positions: Mapping[int, str], block_ms: int) -> bool:
         """Whether something came. What woke us is read anew: Redis 7.0 answers with that one stream only, and its
         partition's other topic may hold an earlier id."""
-        ids = [positions.get(p, START) for p in self._streams.values()]
-        return bool(self._client.execute_command("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *self._names, *ids))
+        names = [name for p in self._sound(positions) for name in self._topics[p]]
+        if not names:
+            return False
+        ids = [positions.get(self._streams[name], START) for name in names]
+        return bool(self._client.execute_command("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *names, *ids))
 
     def _look(self, positions: Mapping[int, str], count: int) -> Reading:
-        count = min(count, self._count_max)
-        ids = [positions.get(p, START) for p in self._streams.values()]
+        found = Reading()
+        sound = self._sound(positions)
+        large = self._with_large(sound, positions)
+        self._fetch([p for p in sound if p not in large], positions, min(count, self._count_max), found)
+        self._adapt(found.size)
+        # Not always the same ones first: there may be no room for all of them.
+        self._turn += 1
+        start, reads = self._turn % max(1, len(large)), LARGE_READS
+        for partition in large[start:] + large[:start]:
+            reads -= self._fetch_large(partition, positions, min(count, reads * LARGE_COUNT), found)
+        return found
+
+    def _sound(self, positions: Mapping[int, str]) -> list[int]:
+        """The partitions that can be read. One whose streams are none of ours, or whose position is no id, is left out for a while."""
+        now = time.monotonic()
+        for partition in [p for p, until in self._aside.items() if until <= now]:
+            del self._aside[partition]
+        for partition in self._partitions:
+            if partition in positions and partition not in self._aside and not is_id(positions[partition]):
+                self._leave_out(partition, f"its position is {positions[partition]!r}")
+        return [p for p in self._partitions if p not in self._aside]
+
+    def _leave_out(self, partition: int, why: object) -> None:
+        self._aside[partition] = time.monotonic() + ASIDE_S
+        self._troubles.note(f"log of partition {partition}", why)
+
+    def _with_large(self, partitions: Sequence[int], positions: Mapping[int, str]) -> list[int]:
+        """Those with a large event ahead."""
+        if not partitions:
+            return []
+        marks = self._client.hmget(self._mirrored, [f"large:{p}" for p in partitions])
+        return [
+            p
+            for p, mark in zip(partitions, marks, strict=True)
+            if is_id(mark) and order(mark.decode()) > order(positions.get(p, START))
+        ]
+
+    def _fetch_large(self, partition: int, positions: Mapping[int, str], count: int, found: Reading) -> int:
+        """As many as `count`, a few at a time, as long as there is room; how many answers that took."""
+        reads = 0
+        at, left = {partition: positions.get(partition, START)}, count
+        while left > 0 and found.size < READ_MAX_BYTES:
+            part = Reading()
+            self._fetch([partition], at, min(left, LARGE_COUNT), part)
+            found.absorb(part)
+            reads += 1
+            if not part.more:
+                return reads
+            at, left = dict(part.ends), left - LARGE_COUNT
+        found.more = True
+        return reads
+
+    def _fetch(self, partitions: Sequence[int], positions: Mapping[int, str], count: int, found: Reading) -> None:
+        """At most `count` entries of each stream, all in one answer."""
+        names = [name for p in partitions for name in self._topics[p]]
+        if not names:
+            return None
+        ids, fields = [positions.get(self._streams[name], START) for name in names], [str(p) for p in partitions]
         # In this order: all that was mirrored before the reading is in it, all that was trimmed before it is noted after it.
         pipe = self._client.pipeline(transaction=False)
-        pipe.hmget(self._mirrored, self._fields)
-        pipe.execute_command("XREAD", "COUNT", count, "STREAMS", *self._names, *ids)
-        pipe.hmget(self._trimmed, self._fields)
-        mirrored, answer, trimmed = pipe.execute()
-        found = Reading()
-        for partition, id_ in zip(self._partitions, trimmed, strict=True):
-            if id_ and order(id_.decode()) > order(positions.get(partition, START)):
+        pipe.hmget(self._mirrored, fields)
+        pipe.execute_command("XREAD", "COUNT", count, "STREAMS", *names, *ids)
+        pipe.hmget(self._trimmed, fields)
+        mirrored, answer, trimmed = pipe.execute(raise_on_error=False)
+        for each in (mirrored, answer, trimmed):
+            if isinstance(each, ResponseError) and each is answer and own(each) and self._find_wrong(partitions):
+                return self._fetch([p for p in partitions if p not in self._aside], positions, count, found)
+            if isinstance(each, Exception):
+                raise each
+        for partition, id_ in zip(partitions, trimmed, strict=True):
+            if is_id(id_) and order(id_.decode()) > order(positions.get(partition, START)):
                 found.behind[partition] = id_.decode()
         topics = self._by_partition(answer)
-        for partition, seen in zip(self._partitions, mirrored, strict=True):
+        for partition, seen in zip(partitions, mirrored, strict=True):
             if partition in found.behind:
                 continue
             entries, cut = _merge(topics.get(partition, ()), count)
             found.size += _decode(partition, entries, found)
             found.more = found.more or cut
             end = entries[-1][0].decode() if entries else ""
-            if seen and not cut and order(seen.decode()) > order(end or positions.get(partition, START)):
+            if is_id(seen) and not cut and order(seen.decode()) > order(end or positions.get(partition, START)):
                 end = seen.decode()
             if end:
                 found.ends[partition] = end
-        self._adapt(found.size)
-        return found
+        return None
+
+    def _find_wrong(self, partitions: Sequence[int]) -> bool:
+        """Leaves out the partitions whose keys are no streams; whether there are any."""
+        names = [name for p in partitions for name in self._topics[p]]
+        pipe = self._client.pipeline(transaction=False)
+        for name in names:
+            pipe.type(name)
+        wrong = {}
+        for name, kind in zip(names, pipe.execute(), strict=True):
+            if kind not in (b"stream", b"none"):
+                wrong[self._streams[name]] = f"{name.decode()} is a {kind.decode()}"
+        for partition, why in wrong.items():
+            self._leave_out(partition, why)
+        return bool(wrong)
 
     def _by_partition(self, answer: Any) -> dict[int, list[Entries]]:
         topics: dict[int, list[Entries]] = {}
@@ -138,7 +237,7 @@ class LogReader:
         return topics
 
     def _adapt(self, size: int) -> None:
-        """Payloads are between 250 bytes and 64 KB: how many fit into memory shows only when they are here."""
+        """Payloads are between 250 bytes and 2 KB: how many fit into memory shows only when they are here."""
         most = max(1, READ_MAX // len(self._names))
         self._count_max = max(1, self._count_max // 4) if size > READ_MAX_BYTES else min(most, self._count_max * 2)
 
@@ -175,15 +274,33 @@ class Ahead:
 def read_on(reader: LogReader | Ahead, positions: Mapping[int, str], found: Reading, enough: int) -> None:
     """Goes on until there are `enough` events, or no more. Many streams are read at once, so a busy one is given out little by little:
     whoever lets events gather in between would fall behind for ever."""
-    while found.more and not found.behind and len(found.events) < enough and found.size < READ_MAX_BYTES:
+    until = time.monotonic() + READ_ON_S
+    while (
+        found.more
+        and not found.behind
+        and len(found.events) < enough
+        and found.size < READ_MAX_BYTES
+        and time.monotonic() < until
+    ):
         further = reader.look({**positions, **found.ends})
         if further.behind:
             return  # the next reading meets it again
-        found.events += further.events
-        found.undecodable += further.undecodable
-        found.ends |= further.ends
-        found.size += further.size
+        found.absorb(further)
         found.more = further.more
+
+
+def batches(events: Iterable[Event], most: int) -> Iterator[list[Event]]:
+    """Lists of at most so many events, or of `READ_MAX_BYTES`, one event more or less; as they come."""
+    batch: list[Event] = []
+    size = 0
+    for event in events:
+        batch.append(event)
+        size += len(event.payload)
+        if len(batch) >= most or size >= READ_MAX_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _merge(topics: Sequence[Entries], count: int) -> tuple[Entries, bool]:

@@ -25,7 +25,7 @@ from engine.lag import HANDLED
 from workers.consume import COUNT, Commit, handle, latest, live_generation
 from workers.consumer import Consumer, consumers
 from workers.history import history, lake_positions
-from workers.reading import Ahead, LogReader
+from workers.reading import Ahead, LogReader, batches
 from workers.runtime import Runtime
 from workers.tenure import Keeper, LostOwnership, Ownership
 
@@ -164,13 +164,7 @@ class Replay:
                 self._positions[partition] = max(self._positions[partition], reached, key=order)
 
     def _apply(self, events: Iterable[Event]) -> None:
-        batch: list[Event] = []
-        for event in events:
-            batch.append(event)
-            if len(batch) >= self._shadow.batch:
-                self._commit_batch(batch, latest(batch))
-                batch = []
-        if batch:
+        for batch in batches(events, self._shadow.batch):
             self._commit_batch(batch, latest(batch))
 
     def _commit_batch(self, batch: Sequence[Event], reached: Mapping[int, str]) -> None:

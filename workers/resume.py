@@ -6,7 +6,7 @@ its newest `resume_keep` entries; which ones go depends on the events alone, not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from engine.settings import Settings
 from workers.bulk import get_fields, set_fields
 from workers.consumer import Consumer, DeadLetter
 from workers.scanning import hashes_below
+from workers.troubles import own
 
 Fields = dict[str, dict[str, None]]
 """Account → fields of its hash, in the order of their first event."""
@@ -49,8 +50,8 @@ class Resume(Consumer):
             old = shelf.get(name)
             try:
                 new = resume.fold(old, event, self._rules)
-            except msgspec.DecodeError as error:
-                raise DeadLetter(event, str(error)) from None
+            except Exception as error:  # what nobody foresaw must not stop all those behind it
+                raise DeadLetter(event, f"{type(error).__name__}: {error}") from None
             if new is not None and new is not old:
                 shelf.put(name, new)
         values: list[tuple[str, str, bytes]] = []
@@ -67,7 +68,7 @@ class Resume(Consumer):
         places = [(resume.key(self.space, account), name) for account, names in wanted.items() for name in names]
         found = iter(get_fields(self.client, places))
         shelves = {
-            account: _Shelf(self._keep, {n: v for n in names if (v := next(found)) is not None})
+            account: _Shelf(self._keep, self._decode, {n: v for n in names if (v := next(found)) is not None})
             for account, names in wanted.items()
         }
         growing = [account for account, names in wanted.items() if len(names) > len(shelves[account].stored)]
@@ -77,15 +78,27 @@ class Resume(Consumer):
             for account in growing:
                 pipe.hlen(resume.key(self.space, account))
             full = []
-            for account, length in zip(growing, pipe.execute(), strict=True):
+            for account, length in zip(growing, pipe.execute(raise_on_error=False), strict=True):
+                if isinstance(length, Exception):
+                    if not own(length):
+                        raise length
+                    continue
                 shelf = shelves[account]
                 shelf.length = length
                 if length + len(wanted[account]) - len(shelf.stored) > self._keep:
                     full.append(account)
                     pipe.hgetall(resume.key(self.space, account))
             for account, everything in zip(full, pipe.execute() if full else (), strict=True):
-                shelves[account] = _Shelf(self._keep, {n.decode(): v for n, v in everything.items()}, len(everything))
+                entries = {n.decode(errors="replace"): v for n, v in everything.items()}
+                shelves[account] = _Shelf(self._keep, self._decode, entries, len(everything))
         return shelves
+
+    def _decode(self, stored: bytes) -> Entry | None:
+        try:
+            return resume.decode(stored)
+        except msgspec.DecodeError as error:
+            self.troubles.note("entries", error)
+            return None
 
     def dump(self) -> Iterator[tuple[str, Any]]:
         for account, entries in hashes_below(self.client, resume.key(self.space, "")):
@@ -103,16 +116,18 @@ class Resume(Consumer):
 class _Shelf:
     """One account's entries in memory: read as stored, decoded on demand; `changed` is to be written, None to be removed."""
 
-    def __init__(self, keep: int, stored: Mapping[str, bytes], length: int = 0) -> None:
+    def __init__(
+        self, keep: int, decode: Callable[[bytes], Entry | None], stored: Mapping[str, bytes], length: int = 0
+    ) -> None:
         self.stored, self.length = stored, length
-        self._keep = keep
+        self._keep, self._decode = keep, decode
         self.changed: dict[str, Entry | None] = {}
 
     def get(self, name: str) -> Entry | None:
         if name in self.changed:
             return self.changed[name]
         found = self.stored.get(name)
-        return None if found is None else resume.decode(found)
+        return None if found is None else self._decode(found)
 
     def put(self, name: str, entry: Entry) -> None:
         new = self.changed[name] is None if name in self.changed else name not in self.stored

@@ -19,17 +19,14 @@ class Runtime(Clients):
         """Where tenures wait."""
         return Queue(self.keys.queue("tenures"), connection=self.log)
 
-    @property
-    def exports(self) -> Queue:
-        """Where the tenures of exports wait: their receivers may be slow, so they have workers of their own."""
-        return Queue(self.keys.queue("exports"), connection=self.log)
-
     def queue_of(self, job: str) -> Queue:
-        return self.exports if job.startswith("export-") else self.queue
+        """Where the job's tenures wait. Each export has a queue and workers of its own: its receiver may be slow, and keeps
+        nothing waiting but itself."""
+        return Queue(self.keys.queue(job), connection=self.log) if job.startswith("export-") else self.queue
 
     @property
     def asks(self) -> Queue:
-        """What the API asks for; goes before tenures."""
+        """What the API asks for. Its workers do nothing else, so no tenure waits for it."""
         return Queue(self.keys.queue("asks"), connection=self.log)
 
     def partitions(self, group: int) -> list[int]:

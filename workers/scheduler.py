@@ -38,7 +38,8 @@ def schedule_once(run: Runtime) -> None:
 
 def schedule(run: Runtime, stop: Stop) -> None:
     """Until `stop` is set."""
-    retries = Retries([run.queue.name, run.exports.name], connection=run.log, logging_level=logging.WARNING)
+    queues = sorted({run.queue_of(job).name for job in jobs(run.settings)})
+    retries = Retries(queues, connection=run.log, logging_level=logging.WARNING)
     retries.acquire_locks()
     while not stop.wait(EVERY_S):
         try:

@@ -15,11 +15,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from engine import scripts
 from workers.runtime import Runtime
 from workers.tenure import Work, stopping
+from workers.troubles import Troubles, own
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +80,20 @@ def _sweep(run: Runtime, partitions: deque[int], now: Any, seconds: float | None
     if live == 0:
         partitions.clear()
         return 0
-    total = 0
+    total, troubles = 0, Troubles(run.log, keys, "sweep")
     script = scripts.load("sweep")
     args = [now, BATCH, settings.tuning(began, ended)]
     while partitions and (until is None or time.monotonic() < until):
         partition = partitions[0]
-        views, looked = run.call(script, [keys.deadlines(partition), keys.outbox(partition)], args)
+        try:
+            views, looked, bad, why = run.call(script, [keys.deadlines(partition), keys.outbox(partition)], args)
+        except ResponseError as error:
+            if not own(error):
+                raise
+            views, looked, bad, why = 0, 0, 1, error
         total += views
+        if bad:
+            troubles.note("sessions", why, bad)
         if looked < BATCH:
             partitions.popleft()
     return total

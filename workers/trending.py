@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import orjson
+from redis.exceptions import ResponseError
 
 from engine import audience, catalogue
 from engine.trending import Detector, Item, Params, popular
@@ -22,6 +23,7 @@ from engine.viewers import windows
 from workers.audience import Audience
 from workers.runtime import Runtime
 from workers.tenure import Ownership, Work, stopping
+from workers.troubles import Troubles
 
 CLAIM_S = 2.5
 """A viewer who is switched off is gone from the totals after a lifetime, a sweep and this."""
@@ -95,6 +97,7 @@ class Lists:
 
     def __init__(self, run: Runtime) -> None:
         self._run, self._keys = run, run.keys
+        self._troubles = Troubles(run.log, run.keys, "trending")
         self._providers_max = run.settings.trending_providers_max
         self._detectors: dict[Scope, Detector] = {}
         self._version = b""
@@ -109,7 +112,7 @@ class Lists:
         run, keys = self._run, self._keys
         seconds, micros = run.log.time()
         now = now_ms or int(seconds) * 1000 + int(micros) // 1000
-        totals, accounts = _counts(run.log.hgetall(keys.totals)), _counts(run.log.hgetall(keys.accounts))
+        totals, accounts = self._counts(keys.totals), self._counts(keys.accounts)
         self._read_catalogue()
         views, people = _scopes(totals), _scopes(accounts)
         documents: dict[tuple[str, str, str], bytes] = {}
@@ -130,6 +133,13 @@ class Lists:
             self._saved_at = now
             self.save()
         return now
+
+    def _counts(self, key: str) -> dict[str, int]:
+        stored: Any = self._run.log.hgetall(key)
+        found, bad = audience.counts(stored)
+        if bad:
+            self._troubles.note("counts of an audience", bad[0], len(bad))
+        return found
 
     def _wanted(self, views: Mapping[Scope, Mapping[str, int]]) -> list[Scope]:
         """The scopes to score. Providers come from players, too, so only the most watched are, now or over the last day; what was
@@ -175,17 +185,33 @@ class Lists:
         run = self._run
         buckets = [windows(self._keys, content, now)["5m"] for content in contents]
         if run.clustered:
-            return dict(zip(contents, (int(run.session.pfcount(*keys)) for keys in buckets), strict=True))
-        with run.session.pipeline(transaction=False) as pipe:
-            for keys in buckets:
-                pipe.pfcount(*keys)
-            return dict(zip(contents, map(int, pipe.execute()), strict=True))
+            counts = [self._distinct_of(*keys) for keys in buckets]
+        else:
+            with run.session.pipeline(transaction=False) as pipe:
+                for keys in buckets:
+                    pipe.pfcount(*keys)
+                counts = pipe.execute(raise_on_error=False)
+        return {content: self._legible(content, count) for content, count in zip(contents, counts, strict=True)}
+
+    def _distinct_of(self, *keys: str) -> Any:
+        try:
+            return self._run.session.pfcount(*keys)
+        except ResponseError as error:
+            return error
+
+    def _legible(self, content: str, count: Any) -> int:
+        if isinstance(count, ResponseError):
+            self._troubles.note("distinct viewers of a content", f"{content}: {count}")
+            return 0
+        if isinstance(count, Exception):
+            raise count
+        return int(count)
 
     def _read_catalogue(self) -> None:
         version: Any = self._run.log.get(self._keys.contents_version)
         if version != self._catalogue:
             found: Any = self._run.log.hgetall(self._keys.contents)
-            entries = {content.decode(): catalogue.decode(entry) for content, entry in found.items()}
+            entries = {content.decode(errors="replace"): catalogue.decode(entry) for content, entry in found.items()}
             self._hidden = {content for content, entry in entries.items() if entry.hidden}
             self._runtimes = {content: entry.runtime for content, entry in entries.items() if entry.runtime}
             self._catalogue = version
@@ -200,9 +226,11 @@ class Lists:
         stored: Any = self._run.log.hgetall(self._keys.trending_state)
         parts: defaultdict[Scope, dict[str, bytes]] = defaultdict(dict)
         for name, part in stored.items():
-            if name != VERSION:
-                kind, provider, what = name.decode().split("\t")
-                parts[kind, provider][what] = part
+            kind, *rest = name.decode(errors="replace").split("\t")
+            if name != VERSION and kind in KINDS and len(rest) == 2:
+                parts[kind, rest[0]][rest[1]] = part
+            elif name != VERSION:
+                self._troubles.note("parts of what was learned", name)
         self._detectors = {}
         for scope, known in parts.items():
             self._detector(scope).load(known)
@@ -231,10 +259,6 @@ class Lists:
         known: Any = self._run.log.hkeys(state)
         if names := [name for name in known if name.startswith(prefix.encode())]:
             self._run.log.hdel(state, *names)
-
-
-def _counts(stored: Any) -> dict[str, int]:
-    return {what.decode(): int(count) for what, count in stored.items()}
 
 
 def _scopes(totals: Mapping[str, int]) -> dict[Scope, dict[str, int]]:

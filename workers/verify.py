@@ -43,17 +43,17 @@ def count(run: Runtime) -> Counts:
     """One pass over everything."""
     found, keys = Counts(), run.keys
     for members in _accounts(run):
-        watched = Counter(filter(None, (records.read(text).watched for text in members)))
+        watched = Counter(filter(None, map(_watched, members)))
         found.sessions.update(watched)
         found.sessions.update(f"{what}{ACCOUNTS}" for what in watched)
     applied: Any = run.log.hgetall(keys.applied)
     for partition in range(run.settings.partitions):
         audience: Any = run.session.zrange(keys.audience(partition), 0, -1, withscores=True)
         for what, score in audience:
-            found.partitions[what.decode()] += int(score)
+            found.partitions[what.decode(errors="replace")] += int(score)
         claimed: Any = run.session.hgetall(keys.claimed(partition))
-        number = int(claimed.pop(b"", 0))
-        if number > int(applied.get(b"%d" % partition, 0)):
+        number = _number(claimed.pop(b"", b"0"))
+        if number > _number(applied.get(b"%d" % partition, b"0")):
             _add(found.totals, claimed)
         _add(found.totals, run.session.hgetall(keys.deltas(partition)))
     _add(found.totals, run.log.hgetall(keys.totals))
@@ -100,4 +100,18 @@ def _read(run: Runtime, batch: list[bytes]) -> Iterator[list[bytes]]:
 def _add(counts: Counter[str], found: Any) -> None:
     for what, number in found.items():
         if what:
-            counts[what.decode()] += int(number)
+            counts[what.decode(errors="replace")] += _number(number)
+
+
+def _watched(text: bytes) -> str | None:
+    try:
+        return records.read(text).watched
+    except (ValueError, IndexError):  # no record, so nobody watches by it
+        return None
+
+
+def _number(stored: Any) -> int:
+    try:
+        return int(stored)
+    except ValueError:
+        return 0

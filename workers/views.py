@@ -7,7 +7,7 @@ A batch is read at once, folded in memory in the order of the log, and written o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from engine.views import View
 from workers.bulk import get_fields, set_fields
 from workers.consumer import Consumer, DeadLetter
 from workers.scanning import hashes_below
+from workers.troubles import own
 
 DAY_MS = 86_400_000
 TIDY_BATCH = 1_000
@@ -72,8 +73,8 @@ class Views(Consumer):
             adopted = shelf.get(source) if source else None
         try:
             new = views.fold(old, event, adopted)
-        except msgspec.DecodeError as error:
-            raise DeadLetter(event, str(error)) from None
+        except Exception as error:  # what nobody foresaw must not stop all those behind it
+            raise DeadLetter(event, f"{type(error).__name__}: {error}") from None
         if new is not None and new is not old:
             shelf.put(place, new)
         if source:
@@ -88,10 +89,15 @@ class Views(Consumer):
             for event, _ in links:
                 started = views.began(event)
                 pipe.zrangebyscore(self.space.key("account", event.account), started, started)
-            answers: list[list[bytes]] = pipe.execute()
+            answers: list[Any] = pipe.execute(raise_on_error=False)
         found = []
         for (event, session), names in zip(links, answers, strict=True):
-            found.append([(event.account, n) for n in map(bytes.decode, names) if n.startswith(f"{session}\t")])
+            if isinstance(names, Exception):
+                if not own(names):
+                    raise names
+                names = []
+            known = [n.decode(errors="replace") for n in names]
+            found.append([(event.account, n) for n in known if n.startswith(f"{session}\t")])
         return found
 
     def _bound(self, shelf: _Shelf, partitions: dict[Place, int]) -> None:
@@ -118,7 +124,19 @@ class Views(Consumer):
 
     def _load(self, places: Sequence[Place]) -> _Shelf:
         found = get_fields(self.client, [(self.space.key("of", account), name) for account, name in places])
-        return _Shelf({place: value for place, value in zip(places, found, strict=True) if value is not None})
+        stored = {place: value for place, value in zip(places, found, strict=True) if value is not None}
+        return _Shelf(stored, self._decode)
+
+    def _decode(self, stored: bytes) -> View | None:
+        try:
+            return views.decode(stored)
+        except msgspec.DecodeError as error:
+            self.troubles.note("records", error)
+            return None
+
+    def _content(self, stored: bytes) -> str:
+        view = self._decode(stored)
+        return view.content if view else ""
 
     def _write(self, pipe: Pipeline, shelf: _Shelf, partitions: dict[Place, int]) -> None:
         alive: list[Any] = []
@@ -129,7 +147,7 @@ class Views(Consumer):
             member = f"{account}\t{name}"
             if view is None:
                 if place in shelf.stored:
-                    self._remove(pipe, account, name, views.decode(shelf.stored[place]).content, partitions[place])
+                    self._remove(pipe, account, name, self._content(shelf.stored[place]), partitions[place])
                 continue
             records.append((self.space.key("of", account), name, views.encode(view)))
             if view.running:
@@ -165,7 +183,7 @@ class Views(Consumer):
         records: Any = self.client.hgetall(self.space.key("of", account))
         partition = partition_of(account, self._partitions)
         for name, stored in records.items():
-            self._remove(pipe, account, name.decode(), views.decode(stored).content, partition)
+            self._remove(pipe, account, name.decode(errors="replace"), self._content(stored), partition)
         return len(records)
 
     def tidy(self, now: int) -> None:
@@ -176,9 +194,12 @@ class Views(Consumer):
             with self.client.pipeline(transaction=False) as pipe:
                 for p in partitions:
                     pipe.zrangebyscore(self.space.key("all", str(p)), "-inf", until, passed[p], TIDY_BATCH)
-                found: list[list[bytes]] = pipe.execute()
+                found: list[Any] = [
+                    answer if isinstance(answer, list) else [] for answer in pipe.execute(raise_on_error=False)
+                ]
             for p, members in zip(partitions, found, strict=True):
-                passed[p] += len(members) - self._forget(p, [m.decode() for m in members])
+                texts = self._legible(self.space.key("all", str(p)), members)
+                passed[p] += len(texts) - self._forget(p, texts)
             partitions = [p for p, members in zip(partitions, found, strict=True) if len(members) == TIDY_BATCH]
 
     def _forget(self, partition: int, members: Sequence[str]) -> int:
@@ -191,24 +212,40 @@ class Views(Consumer):
                 if view is None or not view.running:
                     self._remove(pipe, *place, view.content if view else "", partition)
                     gone += 1
-            pipe.execute()
+            self.troubles.check(pipe.execute(raise_on_error=False), "records that are forgotten")
         return gone
+
+    def _legible(self, key: str, members: Sequence[bytes]) -> list[str]:
+        """The members that can be names; the others go."""
+        found, bad = [], []
+        for member in members:
+            try:
+                found.append(member.decode())
+            except UnicodeDecodeError:
+                bad.append(member)
+        if bad:
+            self.troubles.note("members of an index", bad[0], len(bad))
+            self.client.zrem(key, *bad)
+        return found
 
     def open_before(self, ms: int, limit: int) -> list[dict[str, Any]]:
         """Records of views that go on, but last showed themselves before `ms`; the most silent first."""
         key = self.space.key("open")
         members: Any = self.client.zrangebyscore(key, "-inf", f"({ms}", 0, limit)
-        places = [(account, name) for account, _, name in (m.decode().partition("\t") for m in members)]
+        texts = self._legible(key, members)
+        places = [(account, name) for account, _, name in (m.partition("\t") for m in texts)]
         shelf = self._load(places)
-        found = ((place, shelf.get(place)) for place in places)
+        found = [(place, shelf.get(place)) for place in places]
+        if strays := [text for text, (_, view) in zip(texts, found, strict=True) if view is None]:
+            self.client.zrem(key, *strays)  # or they would stand before all others for ever
         return [views.item(*place, view) for place, view in found if view is not None and view.running]
 
 
 class _Shelf:
     """Records in memory: read as stored, decoded on demand; `changed` is to be written, None to be removed."""
 
-    def __init__(self, stored: dict[Place, bytes]) -> None:
-        self.stored = stored
+    def __init__(self, stored: dict[Place, bytes], decode: Callable[[bytes], View | None]) -> None:
+        self.stored, self._decode = stored, decode
         self.changed: dict[Place, View | None] = {}
         self._of_account: dict[str, list[Place]] = {}
         self._over: dict[str, int] = {}
@@ -228,7 +265,7 @@ class _Shelf:
         if place in self.changed:
             return self.changed[place]
         found = self.stored.get(place)
-        return None if found is None else views.decode(found)
+        return None if found is None else self._decode(found)
 
     def put(self, place: Place, view: View | None) -> None:
         account = place[0]

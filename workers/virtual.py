@@ -19,6 +19,7 @@ from workers.runtime import Runtime
 from workers.sweep import sweep_once
 from workers.tenure import LostOwnership, Ownership
 from workers.trending import Trending
+from workers.troubles import Troubles, own
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,18 @@ class Hands:
         with run.session.pipeline(transaction=False) as pipe:
             for partition in every:
                 pipe.zrange(run.keys.deadlines(partition), 0, 0)
-            first: list[list[bytes]] = pipe.execute()
-        if overdue := [p for p in every if first[p] and int(first[p][0]) * TICK_MS <= at]:
+            first: list[Any] = pipe.execute(raise_on_error=False)
+        if overdue := [p for p in every if first[p] and _due(first[p], at)]:
             sweep_once(run, 0, at, overdue)
+
+
+def _due(first: Any, at: int) -> bool:
+    """Whether a partition's first tick is due; what is none is for the sweep to say."""
+    if isinstance(first, Exception):
+        if not own(first):
+            raise first
+        return True
+    return not first[0].isdigit() or int(first[0]) * TICK_MS <= at
 
 
 def follow(run: Runtime, stop: Stop) -> None:
@@ -104,9 +114,21 @@ def _serve(run: Runtime, stop: Stop, owned: list[Ownership]) -> None:
             for each in owned:
                 each.renew()
             if found is not None:
-                _answer(run, hands, orjson.loads(found[1]))
+                if (asked := _asked(found[1])) is not None:
+                    _answer(run, hands, asked)
+                else:
+                    Troubles(run.log, run.keys, "clock").note("questions", found[1])
     finally:
         trending.close()
+
+
+def _asked(text: bytes) -> dict[str, Any] | None:
+    """None if it is no question of `api/clock.py`'s."""
+    try:
+        asked = orjson.loads(text)
+        return {"id": asked["id"], "due": [(at, name) for at, name in asked["due"]]}
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _answer(run: Runtime, hands: Hands, asked: dict[str, Any]) -> None:

@@ -18,21 +18,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
-from functools import cached_property
 from hashlib import sha256
 from typing import Any, ClassVar, NamedTuple, Self
-
-import httpx
 
 from engine import segment, signing
 from engine.events import EVENTS, HEARTBEATS, PLAIN, Event
 from engine.settings import Settings
+from workers.posting import NoAnswer, Poster
 from workers.sinks import Rejected, Retry, Sink
 from workers.tenure import stopping
 
 NOT_NOW = frozenset([408, 425, 429])
 NOT_HERE = frozenset([401, 402, 403, 404, 405, 407, 410, 421, 426, 451])
-_ANSWER_MAX = 64 * 1024
 _WHY_MAX = 200
 
 
@@ -56,15 +53,11 @@ class Webhook(Sink):
         plain = settings.webhook_heartbeats or bool(self._types & PLAIN)
         self.topics = (HEARTBEATS, EVENTS) if plain else (EVENTS,)
         self.batch = settings.webhook_batch
+        self.poster = Poster(settings.webhook_timeout_s)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self | None:
         return cls(settings) if settings.webhook_url else None
-
-    @cached_property
-    def _client(self) -> httpx.Client:
-        # Made when it is first needed: reading the certificates takes longer than everything else here.
-        return httpx.Client(timeout=self._settings.webhook_timeout_s, follow_redirects=False)
 
     def deliver(self, events: Sequence[Event]) -> None:
         refused: list[tuple[Event, str]] = []
@@ -120,11 +113,10 @@ class Webhook(Sink):
         if self._settings.webhook_authorization:
             headers["Authorization"] = self._settings.webhook_authorization
         try:
-            with self._client.stream("POST", self._settings.webhook_url, content=body, headers=headers) as answer:
-                said = _head_of(answer)
-        except (httpx.HTTPError, httpx.StreamError) as error:
-            raise Retry(None, f"{type(error).__name__}: {error}") from None
-        status = answer.status_code
+            answer = self.poster.post(self._settings.webhook_url, body, headers)
+        except NoAnswer as error:
+            raise Retry(None, str(error)) from None
+        status, said = answer.status, answer.body[: 4 * _WHY_MAX].decode(errors="replace").strip()[:_WHY_MAX]
         if 200 <= status < 300:
             return ""
         why = f"{status} {said}".strip()
@@ -150,13 +142,3 @@ def retry_after_s(value: str, now: float) -> float | None:
     except ValueError:
         return None
     return max(0.0, float(date.timestamp()) - now)
-
-
-def _head_of(answer: httpx.Response) -> str:
-    """The beginning of an answer's text. A short one is read to its end, so that the connection can be used again."""
-    found = b""
-    for part in answer.iter_bytes():
-        found += part
-        if len(found) > _ANSWER_MAX:
-            break
-    return found[: 4 * _WHY_MAX].decode(errors="replace").strip()[:_WHY_MAX]
