@@ -26,7 +26,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from engine import lifeline
+from engine import descriptors, lifeline
 from engine.embedded import DURABLE, Server
 from engine.errors import ConfigError
 from engine.plans import PlanFile
@@ -49,6 +49,7 @@ def api(settings: Settings) -> int:
     # uvicorn raises the signal that stopped it once more when it is done; being asked to stop is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    descriptors.raise_limit()
     with _metrics_dir(settings) as settings:
         _export(settings)
         uvicorn.run(
@@ -84,6 +85,7 @@ def _metrics_dir(settings: Settings) -> Iterator[Settings]:
 
 def workers(settings: Settings) -> int:
     """Runs RQ workers as child processes until told to stop."""
+    descriptors.raise_limit()
     return Supervisor(_workers(settings)).run()
 
 
@@ -97,11 +99,13 @@ def _workers(settings: Settings) -> list[Part]:
 
 
 def scheduler(settings: Settings) -> int:
+    descriptors.raise_limit()
     return Supervisor([Part("scheduler", ["-m", "workers", "scheduler"], settings)]).run()
 
 
 def run(settings: Settings, data: Path) -> int:
     """Everything: an embedded server unless one is named, API, workers, scheduler."""
+    descriptors.raise_limit()
     PlanFile(Path(settings.plans_file))
     _check_port(settings)
     data.mkdir(parents=True, exist_ok=True)

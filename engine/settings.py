@@ -65,6 +65,23 @@ class Settings:
     account_inflight_max: int = _f(
         32, "decisions of one account under way per API process before that account alone is answered 429", low=1
     )
+    connections_max: int = _f(
+        20_000,
+        "connections per API process, fewer where the system has fewer descriptors; beyond it idle ones are closed, then new ones answered 503",
+        low=1,
+    )
+    head_max_bytes: int = _f(64 * 1024, "largest head of a request, its URL included; also trailers", low=1024)
+    fields_max: int = _f(100, "header fields in a request", low=8, high=10_000)
+    head_s: float = _f(
+        10.0, "seconds for a request's head, and for the first byte on a new connection", low=0.1, high=600
+    )
+    body_s: float = _f(60.0, "seconds for a request's body, and for the caller to take an answer", low=0.1, high=3600)
+    idle_s: float = _f(
+        75.0,
+        "seconds a connection may be idle between requests; a proxy before the API should close earlier",
+        low=0.1,
+        high=3600,
+    )
     log_level: str = _f("info", "least severe log line written", choices=("debug", "info", "warning", "error"))
 
     # the decision; all of design section 6
@@ -78,7 +95,9 @@ class Settings:
     sticky_ms: int = _f(1_800_000, "an evicted session is told why", low=0)
     reopen_ms: int = _f(1_800_000, "a heartbeat after a time-out reopens the view within", low=0)
     guard_ms: int = _f(60_000, "a removed device may not turn on its remover for", low=0)
-    straggle_ms: int = _f(5_000, "evidence for content the device has left belongs to the ended view for", low=0, high=60_000)
+    straggle_ms: int = _f(
+        5_000, "evidence for content the device has left belongs to the ended view for", low=0, high=60_000
+    )
     left_ms: int = _f(60_000, "after that the account's next stragglers need a slot for", low=0)
     unproven_ms: int = _f(
         120_000, "a playing session whose backend evidence stopped this long ago is unproven", low=1000
@@ -88,7 +107,10 @@ class Settings:
     record_keep_ms: int = _f(1_800_000, "finished sessions are remembered", low=1000)
     records_max: int = _f(64, "finished sessions remembered per account", low=1, high=1000)
     sessions_max: int = _f(
-        100, "streams an account may run at once whatever its plan or token says; the next is refused by rule `account`", low=8, high=1000
+        100,
+        "streams an account may run at once whatever its plan or token says; the next is refused by rule `account`",
+        low=8,
+        high=1000,
     )
     takeovers_max: int = _f(10, "takeovers per account and window", low=0)
     takeover_window_ms: int = _f(600_000, "window for takeovers_max", low=1000)
@@ -140,7 +162,10 @@ class Settings:
     # when Redis is away
     redis_timeout_ms: int = _f(180, "a decision waits this long for Redis, then fails open", low=10, high=10_000)
     redis_silent_ms: int = _f(
-        1000, "a connection to Redis that says nothing for so long while decisions wait is given up, and opened again", low=10, high=10_000
+        1000,
+        "a connection to Redis that says nothing for so long while decisions wait is given up, and opened again",
+        low=10,
+        high=10_000,
     )
     breaker_retry_ms: int = _f(500, "an open breaker tries again after", low=10)
     gone_after_ms: int = _f(3_000, "an API process silent this long has vanished", low=2000)
