@@ -221,7 +221,7 @@ class App:
         _settle_garbage()
         log.info("serving", extra={"pid": os.getpid(), "cluster": type(client).__name__ == "RedisCluster"})
         try:
-            yield {"closing": streams.close, "door": routes.door}
+            yield {"closing": streams.close, "door": routes.door()}
         finally:
             for task in (fast, back, slow, lists, upkeep):
                 await cancel(task)

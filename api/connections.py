@@ -2,9 +2,9 @@
 
 One timer for all, however many answers they get: a fraction of them is looked at each time, each about every two seconds.
 
-When there are as many as may be, one that is missed least gives way to a new one: the oldest of those that never asked
-anything, else the one that has been idle for longest. If all are busy the new one is a *guest*: it may ask whether the process is
-alive, and is answered 503 otherwise.
+When there are as many as may be, one that is missed least gives way to a new one: of those that never sent a whole request the one
+that has been silent or slow for longest, else of the others. Only those that wait for an answer of ours stay. If all do, the new one
+is a *guest*: it may ask whether the process is alive, and is answered 503 otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from engine.descriptors import connections_at_most
@@ -52,7 +53,7 @@ class Connection(Protocol):
         """Ends what has taken too long."""
 
     def missed(self, now: float) -> tuple[bool, float] | None:
-        """(whether it has asked anything, since when it does nothing); None: it is at work."""
+        """(whether it has sent a whole request, since when it does nothing or is slow); None: it is at work."""
 
     def give_way(self) -> None:
         """Closes it in favour of another."""
@@ -61,8 +62,9 @@ class Connection(Protocol):
 class Connections:
     """`now` is the loop's time as of the last look: good to a quarter of a second, and costs nothing."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, counted: Callable[[int], None]) -> None:
         self.limits = limits
+        self._counted = counted
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time()
         self.count = 0
@@ -120,4 +122,5 @@ class Connections:
                 one.look(self.now)
             except Exception:
                 log.exception("connection")
+        self._counted(self.count)
         self._timer = self._loop.call_later(LOOK_S, self._look) if self.count else None

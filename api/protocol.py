@@ -45,6 +45,8 @@ _DISCARDED = 2 * 2**20
 _LONG = 256 * 1024
 """Bytes of a body from which it is not worth reading when its request is refused."""
 _LINGER_S = 2.0
+_WORK_S = 1.0
+"""Whoever is busy so shortly is not slow."""
 _GUEST_S = 2.0
 _PROBES = (b"/healthz", b"/readyz")
 
@@ -66,6 +68,8 @@ class Protocol(HttpToolsProtocol):
     """Bytes since the parser made something of them: a head, a piece of a body, the end of a request."""
     _rest = b""
     """What has come and is not parsed: others wait to be answered."""
+    _asked = False
+    """Whether a whole request has come."""
     _ended = False
     """The peer will send nothing more."""
     _guest = False
@@ -154,15 +158,14 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def missed(self, now: float) -> tuple[bool, float] | None:
-        asked = self.cycle is not None
-        if now - self._since < 1 or self._reading == _LAST or self._guest or self.transport.is_closing():
+        if now - self._since < _WORK_S or self._reading == _LAST or self._guest or self.transport.is_closing():
             return None
-        if asked and (self._reading != _NOTHING or self._answering()):
+        if self._reading == _NOTHING and self._answering() and not self.flow.write_paused:
             return None
-        return asked, self._since
+        return self._asked, self._since
 
     def give_way(self) -> None:
-        if self.cycle is None:
+        if not self._asked and self.cycle is None:
             self._door.refused(FULL.status)
             self.transport.write(_text(FULL))
         self.transport.close()
@@ -311,6 +314,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._unseen = 0
         self._reading = _NOTHING
+        self._asked = True
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             self.cycle.more_body = False

@@ -73,9 +73,15 @@ class Routes:
         clock = services.clock if services.settings.virtual_clock else None
         self._clocks = [Clocks(services, clock)] if isinstance(clock, VirtualClock) else []
         self.direct: list[Direct] = [heartbeats, List(services), Cmcd(services)]
-        self.door = Door(
-            heartbeats.known, heartbeats.begin, heartbeats, services.settings.body_max_bytes,
-            Connections(Limits.of(services.settings)), lambda status: services.metrics.answered("unmatched", status, 0.0),
+        self._heartbeats = heartbeats
+
+    def door(self) -> Door:
+        """What the protocol needs; within the event loop that serves."""
+        heartbeats, services = self._heartbeats, self._services
+        connections = Connections(Limits.of(services.settings), services.metrics.connections.set)
+        return Door(
+            heartbeats.known, heartbeats.begin, heartbeats, services.settings.body_max_bytes, connections,
+            lambda status: services.metrics.answered("unmatched", status, 0.0),
         )  # fmt: skip
 
     def all(self) -> list[Route]:

@@ -22,4 +22,4 @@ def connections_at_most(wanted: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    return max(1, min(wanted, soft - _RESERVED, soft * 3 // 4))
+    return min(wanted, max(soft - _RESERVED, soft * 3 // 4, 1))
