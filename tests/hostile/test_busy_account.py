@@ -115,12 +115,7 @@ kind = "live"
         for n in range(12):
             assert world.beat(f"s{n}", f"d{n}", plan=plan, limit=limit)["decision"] == "allow"
         refused = world.beat("s12", "d12", plan=plan, limit=limit)
-        assert (refused["decision"], refused["reason"], refused["rule"], refused["limit"]) == (
-            "block",
-            "limit_reached",
-            "account",
-            12,
-        )
+        assert (refused["decision"], refused["reason"], refused["rule"], refused["limit"]) == ("block", "limit_reached", "account", 12)
         assert refused["retry_at"] > world.now
         world.wait(1)
         for n in range(12):
@@ -141,11 +136,7 @@ def test_a_refusal_changes_nothing_twice(backend: str, prefix: str) -> None:
 
         def stored() -> Any:
             k = world.keys.account("a")
-            return (
-                world.run(world.client.zrange(k.leases, 0, -1, withscores=True)),
-                len(world.events()),
-                world.deadlines("a"),
-            )
+            return world.run(world.client.zrange(k.leases, 0, -1, withscores=True)), len(world.events()), world.deadlines("a")
 
         before = stored()
         for _ in range(5):
