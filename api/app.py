@@ -229,7 +229,7 @@ class App:
         _settle_garbage()
         log.info("serving", extra={"pid": os.getpid(), "cluster": type(client).__name__ == "RedisCluster"})
         try:
-            yield {"closing": streams.close, "exchanges": routes.exchanges}
+            yield {"closing": streams.close, "door": routes.door()}
         finally:
             for task in (fast, back, slow, lists, *upkeep):
                 await cancel(task)
@@ -298,8 +298,7 @@ def _kept_claims(kept: dict[str, Any]) -> Claims:
 
 
 def _answer(request: Request, error: PulsegateError, status: int | None = None) -> Response:
-    usual, body, headers = error_answer(error)
-    status = status or usual
+    status, body, headers = error_answer(error, status or 0)
     route = getattr(request.scope.get("route"), "path", "unmatched")
     log_failure(route, status, request.scope["request_id"], body)
     response = Response(body, status)

@@ -28,7 +28,7 @@ ROUTE = "/v1/cmcd"
 CONTENT_TYPES = ("application/cmcd", "text/cmcd", "application/cmcd+text", "text/plain")
 """Of -B, of -A, of some players; the last (or none) is what `sendBeacon` sends."""
 
-_KNOWN_MAX = 20_000
+_KNOWN_MAX, _KNOWN_BYTES = 20_000, 4_096
 _SILENCES = frozenset(["token_expired", "token_revoked"])
 
 
@@ -80,7 +80,7 @@ class Cmcd(Direct):
         token = bearer(authorization) if authorization is not None or not said.get("token") else said["token"]
         claims = self._verified(token)
         asked = _Asked(token, _sender(said, claims, token), _wanted(said))
-        if authorization is None:
+        if authorization is None and len(query) <= _KNOWN_BYTES:
             if len(self._known) >= _KNOWN_MAX:
                 del self._known[next(iter(self._known))]
             self._known[query] = asked

@@ -59,6 +59,8 @@ class Edge:
 
     async def authorize(self, request: Request) -> Response:
         asked = _asked(request)
+        if asked is None:
+            return _refusal(403, "ambiguous")
         if asked.method == "OPTIONS":
             return Response(status_code=asked.allowed)
         try:
@@ -139,15 +141,22 @@ class Edge:
         return _pass(allowed, degraded=decision["degraded"])
 
 
-def _asked(request: Request) -> _Asked:
-    """The viewer's request: in nginx's headers, or with Envoy behind our own path."""
+def _asked(request: Request) -> _Asked | None:
+    """The viewer's request: in nginx's headers, or with Envoy behind our own path. None if two headers name different ones: one of
+    them may be the viewer's own."""
     if "original" in request.path_params:
         raw_path: bytes = request.scope.get("raw_path") or request.url.path.encode()
-        return _Asked(request.method, edge_rules.looked_up(raw_path[len(ROUTE) :]), request.url.query, 200)
+        query = request.scope["query_string"].decode("latin-1")
+        return _Asked(request.method, edge_rules.looked_up(raw_path[len(ROUTE) :]), query, 200)
     headers = request.headers
-    uri = headers.get("x-original-uri") or headers.get("x-forwarded-uri") or "/"
-    path, _, query = uri.partition("#")[0].partition("?")
-    method = headers.get("x-original-method") or headers.get("x-forwarded-method") or request.method
+    uris, methods = (
+        [headers.get(f"x-{whose}-{what}", "") for whose in ("original", "forwarded")] for what in ("uri", "method")
+    )
+    if any(all(said) and said[0] != said[1] for said in (uris, methods)):
+        return None
+    path, _, query = (uris[0] or uris[1] or "/").partition("#")[0].partition("?")
+    # Who names the URI names the method.
+    method = methods[0 if uris[0] else 1] or request.method
     return _Asked(method.upper(), edge_rules.looked_up(path.encode("latin-1")), query, 204)
 
 

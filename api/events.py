@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.http import json_response, read_body, token_of
+from api.http import json_response, token_and_body
 from api.services import Services
 from engine import names, tracking
 from engine.errors import BadRequest, Forbidden, Overloaded, Unavailable
@@ -27,9 +27,8 @@ class Events:
 
     async def post(self, request: Request) -> Response:
         services, settings = self._services, self._services.settings
-        length = request.headers.get("content-length")
-        body = await read_body(
-            request.receive, settings.events_body_max_bytes, length.encode("latin-1") if length else None
+        claims, body = await token_and_body(
+            request, self._verified, settings.events_body_max_bytes, settings.body_max_bytes
         )
         # Events are checked one by one, so that a bad one costs the others nothing.
         batch = decode(_batch, body, whole=False)
@@ -38,9 +37,6 @@ class Events:
         names.check_device(batch.device)
         if len(batch.events) > settings.events_max:
             raise BadRequest(f"events: at most {settings.events_max} at once", field="events")
-        claims = services.tokens.verify(token_of(request, batch.token), grace_s=settings.token_grace_s)
-        if not claims.account:
-            claims.require("signals")
         account = claims.account_or(batch.account)
         services.decisions.quotas.check(account)
         stated = _stated(claims, batch)
@@ -58,6 +54,13 @@ class Events:
             "rejected": [_refusal(item) for item in bad],
         }
         return json_response(answer, 202)
+
+    def _verified(self, token: str) -> Claims:
+        """Raises Unauthorized, Forbidden."""
+        claims = self._services.tokens.verify(token, grace_s=self._services.settings.token_grace_s)
+        if not claims.account:
+            claims.require("signals")
+        return claims
 
     async def _profile(self, claims: Claims, account: str, batch: EventBatch) -> str:
         """Whose events these are, where the token is not for all: by the session's record, if it is known. Raises BadRequest,

@@ -10,8 +10,8 @@ import orjson
 from starlette.types import Receive, Scope
 
 from api.direct import Direct
+from api.exchange import Exchange
 from api.http import bearer, read_body, request_id
-from api.protocol import Exchange
 from engine.decisions import Decision
 from engine.errors import PulsegateError
 from engine.tokens import Claims
@@ -30,10 +30,13 @@ class Heartbeats(Direct):
     async def answer(self, scope: Scope, receive: Receive, authorization: bytes | None, length: bytes | None) -> bytes:
         services = self.services
         token = bearer(authorization)
+        known = services.tokens.cached(token)
+        if known is None:
+            services.player(token, grace_s=services.settings.token_grace_s)
         body = await read_body(receive, services.settings.body_max_bytes, length)
         beat = decode_heartbeat(body)
         events, bad = sift(decode_events(beat.events)) if beat.events else ([], [])
-        claims = services.tokens.cached(token) or await services.admitted(token, beat.session)
+        claims = known or await services.admitted(token, beat.session)
         decision = await services.decisions.heartbeat(claims, beat, body, events)
         if (claims.account, beat.session) not in services.visitors.beating:
             services.visitors.beat(scope, claims.account, beat.session, decision)
@@ -44,30 +47,44 @@ class Heartbeats(Direct):
             services.bad.later(claims.account, bad, self._keep(claims, beat, bad))
         return orjson.dumps(decision)
 
+    def known(self, authorization: bytes | None) -> Claims | None:
+        """The claims of a player's token that was verified before. Raises nothing."""
+        try:
+            return self.services.tokens.cached(bearer(authorization))
+        except PulsegateError:
+            return None
+
     def begin(self, exchange: Exchange) -> bool:
         """What nearly every heartbeat needs, without waiting for anything; False leaves it to `answer`, which says what is wrong."""
-        services = self.services
+        services, claims = self.services, exchange.claims
         try:
             beat = decode_heartbeat(exchange.body)
-            claims = services.tokens.cached(bearer(exchange.authorization))
-            if claims is None or beat.events:
+            if beat.events:
                 return False
 
             def tell(decision: Decision | None) -> None:
-                if decision is None:
-                    exchange.hand_over()
-                    return
-                if (claims.account, beat.session) not in services.visitors.beating:
-                    services.visitors.beat(exchange.scope, claims.account, beat.session, decision)
-                headers = [] if exchange.origin is None else services.cors.headers(exchange.origin)
-                if exchange.named:
-                    headers.append((b"x-request-id", request_id(exchange.headers).encode()))
-                exchange.answer(orjson.dumps(decision), headers)
-                services.metrics.answered(ROUTE, 200, perf_counter() - exchange.started)
+                try:
+                    if decision is None:
+                        exchange.hand_over()
+                    else:
+                        self._tell(exchange, beat, decision)
+                except Exception as error:
+                    exchange.fail(error)
+                    services.metrics.answered(ROUTE, 500, perf_counter() - exchange.started)
 
             return services.decisions.submit(claims, beat, exchange.body, tell)
         except PulsegateError:
             return False
+
+    def _tell(self, exchange: Exchange, beat: Heartbeat, decision: Decision) -> None:
+        services, account = self.services, exchange.claims.account
+        if (account, beat.session) not in services.visitors.beating:
+            services.visitors.beat(exchange.scope, account, beat.session, decision)
+        headers = [] if exchange.origin is None else services.cors.headers(exchange.origin)
+        if b"x-request-id" in exchange.found:
+            headers.append((b"x-request-id", request_id(exchange.headers).encode()))
+        exchange.answer(orjson.dumps(decision), headers)
+        services.metrics.answered(ROUTE, 200, perf_counter() - exchange.started)
 
     async def _keep(self, claims: Claims, beat: Heartbeat, bad: list[Rejected]) -> None:
         """Keeps its bad events, with the view they belong to if Redis can be asked. Raises nothing."""

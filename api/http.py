@@ -9,13 +9,16 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
+import msgspec
 import orjson
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine import errors
 from engine.errors import BadRequest, PulsegateError, TooLarge, Unauthorized
+from engine.tokens import Claims
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +60,13 @@ def status_of(error: PulsegateError) -> int:
     return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
 
 
-def error_answer(error: PulsegateError) -> tuple[int, bytes, RawHeaders]:
-    """(status, body, headers) of an error."""
+def error_answer(error: PulsegateError, status: int = 0) -> tuple[int, bytes, RawHeaders]:
+    """(status, body, headers) of an error; `status` is given for those that are not in the table. What is wrong with us is for our
+    log, not for the caller."""
+    status = status or status_of(error)
+    if status == 500 and error is not INTERNAL:
+        log.error("internal", extra={"code": error.code, "why": error.message})
+        error = INTERNAL
     said: dict[str, Any] = {"code": error.code, "message": error.message}
     field = error.field or ("authorization" if isinstance(error, errors.Unauthorized | errors.Forbidden) else None)
     if field:
@@ -68,7 +76,7 @@ def error_answer(error: PulsegateError) -> tuple[int, bytes, RawHeaders]:
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
     if isinstance(error, errors.Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
-    return status_of(error), orjson.dumps({"error": said}), headers
+    return status, orjson.dumps({"error": said}), headers
 
 
 def log_bug(scope: Scope, identity: str, error: Exception) -> None:
@@ -93,24 +101,19 @@ async def read_body(receive: Receive, limit: int, declared: bytes | None = None)
     """The whole body; TooLarge as soon as it is known to exceed `limit` bytes."""
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise TooLarge(f"the body exceeds {limit} bytes", field="body")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        parts = [body]
-        size = len(body)
-        while message.get("more_body"):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise BadRequest("the body ends too soon", field="body")
-            part = message.get("body", b"")
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise TooLarge(f"the body exceeds {limit} bytes", field="body")
-        body = b"".join(parts)
-    if len(body) > limit:
-        raise TooLarge(f"the body exceeds {limit} bytes", field="body")
-    return body
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadRequest("the body ends too soon", field="body")
+        part = message.get("body", b"")
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise TooLarge(f"the body exceeds {limit} bytes", field="body")
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def bearer(authorization: bytes | None) -> str:
@@ -125,14 +128,60 @@ def bearer(authorization: bytes | None) -> str:
     return token.strip().decode("latin-1")
 
 
-def token_of(request: Request, in_body: str = "") -> str:
-    """Header, else body, else query: for calls that `sendBeacon` makes."""
+def token_of(request: Request) -> str:
+    """Header, else query. Raises Unauthorized if there is none."""
+    return _token_before_body(request) or bearer(None)
+
+
+def _token_before_body(request: Request) -> str:
     authorization = request.headers.get("authorization")
-    if authorization is None:
-        in_query = parse_qs(request.url.query).get("token", [""])[0]
-        if in_body or in_query:
-            return in_body or in_query
-    return bearer(authorization.encode("latin-1") if authorization is not None else None)
+    if authorization is not None:
+        return bearer(authorization.encode("latin-1"))
+    query: bytes = request.scope["query_string"]
+    return parse_qs(query.decode("latin-1")).get("token", [""])[0] if b"token" in query else ""
+
+
+class _Carrying(Struct):
+    """A body that carries its token itself; the rest of it is skipped unread."""
+
+    token: str = ""
+
+
+_carrying = msgspec.json.Decoder(_Carrying)
+
+
+async def token_and_body(
+    request: Request, verify: Callable[[str], Claims], limit: int, carrying_max: int
+) -> tuple[Claims, bytes]:
+    """Whose request it is, and its body, for calls that `sendBeacon` makes: their token may be in header, query, or body.
+
+    Nothing that costs is done for nobody: in header or query the token is verified before the body is read; a body that carries its
+    token may have `carrying_max` bytes (browsers let a beacon have 64 KiB), and is searched for it and for nothing else. Raises
+    Unauthorized, TooLarge, BadRequest.
+    """
+    token = _token_before_body(request)
+    claims = verify(token) if token else None
+    most = limit if token else min(limit, carrying_max)
+    declared = request.headers.get("content-length")
+    try:
+        body = await read_body(request.receive, most, declared.encode("latin-1") if declared else None)
+    except TooLarge:
+        if most == limit:
+            raise
+        why = f"a body of more than {most} bytes needs its token in Authorization or in the query"
+        raise Unauthorized(why, code="token_missing") from None
+    if claims is None:
+        claims = verify(_carried(body))
+    return claims, body
+
+
+def _carried(body: bytes) -> str:
+    """The token in a body; where there is none, or no JSON, nobody asks. Raises Unauthorized."""
+    try:
+        token = _carrying.decode(body).token
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        token = ""
+    return token or bearer(None)
 
 
 class Cors:

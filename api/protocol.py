@@ -1,11 +1,14 @@
-"""uvicorn's HTTP protocol with two things of our own.
+"""uvicorn's HTTP protocol, which trusts nobody.
 
-An answer's header and body leave in one write instead of two. A write is a system call and a packet, about a tenth of what an
-answer costs. uvicorn writes the header as soon as it has it; here it waits for the body, at most until the event loop's next turn.
+It was uvicorn's; what is left of that is how an ASGI application is called. Ours are:
 
-Heartbeats are answered without ASGI (`Exchange`): no task, no request object, no event to wait for; the answer is written where
-Redis' reply arrives. docs/decisions/015-answers-without-a-task.md says what that gives. Only what is unusual about a heartbeat
-(a token not seen before, events, an error, Redis away) is left to the ASGI route of the same name.
+- heartbeats are answered without ASGI (`api/exchange.py`), and every answer leaves in one write (`api/joined.py`);
+- heads and trailers are bounded, and judged (`api/head.py`); what is sent by pieces costs its length;
+- every wait is bounded, and so is the number of connections (`api/connections.py`);
+- requests that wait for an answer on the same connection are few: the rest is not read, or not parsed, until they have theirs;
+- whatever is wrong with a request is said after the answers to those before it, and then the connection ends, but not before the
+  peer had a chance to read that;
+- a peer that has said all it wants to say (`shutdown(SHUT_WR)`) is still answered.
 
 A request's `scope["state"]` has its `transport`: a stream must know when its reader takes nothing, and be able to let go of it.
 When the server stops, `closing` in the lifespan's state is called, because uvicorn waits for answers under way.
@@ -14,248 +17,405 @@ When the server stops, `closing` in the lifespan's state is called, because uvic
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Callable
-from http import HTTPStatus
+import logging
 from time import perf_counter
-from typing import Any, NamedTuple, cast
+from typing import Any, NoReturn, cast
+from urllib.parse import unquote
 
-from starlette.types import ASGIApp, Message, Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from starlette.types import Message
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from api.http import RawHeaders
+from api.exchange import HEARTBEATS, Door, Exchange, last
+from api.head import BAD, FULL, LARGE, OURS, SLOW, Refusal, size, wrong
+from api.http import RawHeaders, error_answer, new_request_id
+from api.joined import Joined
 
-HEARTBEATS = b"/v1/heartbeats"
-_JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
+log = logging.getLogger(__name__)
+
+_NOTHING, _HEAD, _BODY, _LAST = range(4)
+"""What of a request is being read; `_LAST`: nothing any more, the connection ends."""
+
 _LENGTH_DIGITS = 9
+_SLICE = 8 * 1024
+"""Bytes parsed before it is looked whether requests wait: so many small ones may be in it."""
+_DISCARDED = 2 * 2**20
+"""Bytes of what nobody reads, after which a peer that goes on sending is cut off."""
+_LONG = 256 * 1024
+"""Bytes of a body from which it is not worth reading when its request is refused."""
+_LINGER_S = 2.0
+_WORK_S = 1.0
+"""Whoever is busy so shortly is not slow."""
+_GUEST_S = 2.0
+_PROBES = (b"/healthz", b"/readyz")
 
 
-class Exchanges(NamedTuple):
-    """How exchanges are answered; the lifespan's state has it."""
-
-    begin: Callable[[Exchange], bool]
-    """Takes a heartbeat whose body is there; whether it will answer, or has. False: it is the route's. Raises nothing."""
-    route: ASGIApp
-    body_max: int
-    """Bytes."""
+class _Stop(Exception):
+    """Stops the parser; what to answer is known by then."""
 
 
 class Protocol(HttpToolsProtocol):
     """Pass it to uvicorn as `http="api.protocol:Protocol"`."""
 
-    _exchanges: Exchanges | None = None
+    _door: Door
     _exchange: Exchange | None = None
     """The heartbeat whose body is being read."""
+    _running: Any = None
+    """The cycle or exchange that is being answered, or was last."""
+    _reading = _NOTHING
+    _unseen = 0
+    """Bytes since the parser made something of them: a head, a piece of a body, the end of a request."""
+    _rest = b""
+    """What has come and is not parsed: others wait to be answered."""
+    _asked = False
+    """Whether a whole request has come."""
+    _ended = False
+    """The peer will send nothing more."""
+    _guest = False
+    _final = b""
+    _discarded = 0
+    _stuck_since: float | None = None
+
+    # the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
+        super().connection_made(cast(asyncio.Transport, Joined(transport, self.loop)))
         self.app_state = self.app_state | {"transport": self.transport}
-        self._exchanges = self.app_state.get("exchanges")
+        self._door = self.app_state["door"]
+        self._all = self._door.connections
+        self._limits = self._all.limits
+        self._part = self._all.enter(self)
+        self._since = self._all.now
+        room = self._all.room()
+        self._guest = not room
+        if room is None:
+            self.give_way()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.leave(self, self._part)
+        self._rest, self._reading = b"", _LAST
+        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether there is something to write yet."""
+        self._ended = True
+        if self._reading == _BODY and not self._rest:
+            self._abandon()
+            self._reading = _LAST
+        if not self._answering() or self._running.response_started:
+            return False
+        if not self._rest:
+            self.cycle.keep_alive = False
+        return True
 
     def shutdown(self) -> None:
         if closing := self.app_state.get("closing"):
             closing()
-        super().shutdown()
+        if self._answering():
+            self.cycle.keep_alive = False
+        else:
+            self.transport.close()
+
+    def look(self, now: float) -> None:
+        waited = now - self._since
+        if self._reading == _LAST and not self._answering():
+            if waited > _LINGER_S:
+                self.transport.abort()
+        elif self.transport.is_closing():
+            if waited > self._limits.body_s:
+                self.transport.abort()
+        elif self._answering():
+            self._look_at_answer(now)
+        elif self._reading == _NOTHING and self.cycle is not None:
+            if waited > self._limits.idle_s:
+                self._close(now)
+        elif waited > (self._limits.body_s if self._reading == _BODY else self._limits.head_s):
+            if self._reading == _NOTHING:
+                self._close(now)
+            else:
+                self._refuse(SLOW)
+        elif self._guest and waited > _GUEST_S:
+            self._refuse(FULL)
+
+    def _look_at_answer(self, now: float) -> None:
+        if self._reading == _BODY and not self.pipeline and now - self._since > self._limits.body_s:
+            self._refuse(SLOW)
+        elif not self.flow.write_paused:
+            self._stuck_since = None
+        elif self._stuck_since is None:
+            self._stuck_since = now
+        elif now - self._stuck_since > self._limits.body_s:
+            self.transport.abort()
+
+    def _close(self, now: float) -> None:
+        self._since = now
+        self.transport.close()
+
+    def missed(self, now: float) -> tuple[bool, float] | None:
+        if now - self._since < _WORK_S or self._reading == _LAST or self._guest or self.transport.is_closing():
+            return None
+        if self._reading == _NOTHING and self._answering() and not self.flow.write_paused:
+            return None
+        return self._asked, self._since
+
+    def give_way(self) -> None:
+        if not self._asked and self.cycle is None:
+            self._door.refused(FULL.status)
+            self.transport.write(_text(FULL))
+        self.transport.close()
+
+    # what comes
+
+    def data_received(self, data: bytes) -> None:
+        if self._reading == _LAST:
+            self._discarded += len(data)
+            if self._discarded > _DISCARDED:
+                self.transport.abort()
+        elif self._rest or self.pipeline:
+            self._rest += data
+            self.flow.pause_reading()
+        elif len(data) <= _SLICE:
+            self._feed(data)
+        else:
+            self._rest = data
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Parses what has come, unless requests wait to be answered."""
+        rest, place = self._rest, 0
+        while place < len(rest) and not self.pipeline and self._reading != _LAST:
+            self._feed(rest[place : place + _SLICE])
+            place += _SLICE
+        if self._reading == _LAST:
+            return
+        self._rest = rest[place:]
+        if self._rest or self.pipeline:
+            self.flow.pause_reading()
+        elif not self._ended:
+            self.flow.resume_reading()
+        elif not self._answering():
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    def _feed(self, data: bytes) -> None:
+        self._unseen += len(data)
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    # Nobody here speaks anything else, so what follows is HTTP.
+                    data = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            if self._reading != _LAST:
+                self._refuse(self._judged(error))
+        if self._unseen > self._limits.head_bytes and self._reading != _LAST:
+            self._refuse(LARGE)
+
+    def _judged(self, error: httptools.HttpParserError) -> Refusal:
+        bug = error.__context__
+        if not isinstance(error, httptools.HttpParserCallbackError) or bug is None:
+            return BAD
+        log.error("bug", exc_info=bug)
+        return OURS
 
     def on_message_begin(self) -> None:
         # The scope is made when it is known that somebody reads it.
         self.url = b""
-        self.expect_100_continue = False
         self.headers = []
+        self._reading = _HEAD
+        self._since = self._all.now
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        headers = self.headers
+        if len(headers) >= self._limits.fields:
+            self._stop(LARGE)
+        headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        if self.url == HEARTBEATS and self._exchanges and (exchange := self._heartbeat(self._exchanges.body_max)):
-            self._exchange = exchange
-            self.cycle = cast(Any, exchange)
-            return
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()
-        self.url, self.expect_100_continue = url, expects
-        self.headers += headers
-        super().on_headers_complete()
+        headers, self.headers = self.headers, []  # what follows the body is no header of it
+        found = dict(headers)
+        if self._unseen > self._limits.head_bytes and size(self.url, headers) > self._limits.head_bytes:
+            self._stop(LARGE)
+        self._unseen = 0
+        parser = self.parser
+        method, version, upgrade = parser.get_method(), parser.get_http_version(), parser.should_upgrade()
+        if refusal := wrong(method, version, headers, found, upgrade):
+            self._stop(refusal)
+        if self._guest and self.url not in _PROBES:
+            self._stop(FULL)
+        keep_alive = version == "1.1" and not self._guest and parser.should_keep_alive()
+        if self.url == HEARTBEATS and method == b"POST" and keep_alive and not upgrade:
+            exchange = self._heartbeat(headers, found)
+            if exchange is not None:
+                self._exchange = self.cycle = self._running = cast(Any, exchange)
+                self._reading = _BODY
+                return
+        self._begin(method, version, headers, found, keep_alive)
+        self._reading = _BODY
 
-    def _heartbeat(self, body_max: int) -> Exchange | None:
+    def _heartbeat(self, headers: RawHeaders, found: dict[bytes, bytes]) -> Exchange | None:
         """The exchange that this request is to be, unless HTTP asks for more than an exchange knows."""
-        if (
-            self.parser.get_method() != b"POST"
-            or not (self.cycle is None or self.cycle.response_complete)
-            or self.expect_100_continue
-            or self.parser.get_http_version() != "1.1"
-            or not self.parser.should_keep_alive()
-        ):
+        if self._answering() or self.flow.write_paused or b"expect" in found:
             return None
-        exchange, length = Exchange(self), None
-        for name, value in self.headers:
-            if name == b"authorization":
-                exchange.authorization = value
-            elif name == b"content-length":
-                length = value
-            elif name == b"origin":
-                exchange.origin = value
-            elif name == b"x-request-id":
-                exchange.named = True
-            elif name == b"transfer-encoding" or name == b"upgrade":
-                return None
-        # A body too long is refused before it is read.
-        if length is None or len(length) > _LENGTH_DIGITS or not length.isdigit() or int(length) > body_max:
+        # A body too long is refused before it is read, and so is one without a good token.
+        length, door = found.get(b"content-length", b""), self._door
+        if len(length) > _LENGTH_DIGITS or not length.isdigit() or int(length) > door.body_max:
             return None
-        return exchange
+        claims = door.known(found.get(b"authorization"))
+        return None if claims is None else Exchange(self, door.route, claims, headers, found)
+
+    def _begin(
+        self, method: bytes, version: str, headers: RawHeaders, found: dict[bytes, bytes], keep_alive: bool
+    ) -> None:
+        """Calls the application, or has the request wait for those before it."""
+        try:
+            url = httptools.parse_url(self.url)
+        except httptools.HttpParserInvalidURLError:
+            self._stop(BAD)
+        path = url.path or b"/"
+        scope: Any = {
+            "type": "http", "asgi": {"version": self.asgi_version, "spec_version": "2.3"}, "http_version": version,
+            "server": self.server, "client": self.client, "scheme": self.scheme, "method": method.decode(),
+            "root_path": self.root_path, "path": unquote(path.decode()) if b"%" in path else path.decode(), "raw_path": path,
+            "query_string": url.query or b"", "headers": headers, "state": self.app_state.copy(),
+        }  # fmt: skip
+        length = found.get(b"content-length", b"0").strip()
+        long = b"transfer-encoding" in found or len(length) > _LENGTH_DIGITS or int(length) > _LONG
+        expects = found.get(b"expect", b"").lower() == b"100-continue"
+        cycle = self.cycle = _Cycle(self, scope, keep_alive=keep_alive, expects=expects, long=long)
+        if self._answering():
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+        else:
+            self._running = cycle
+            self._start_asgi_task(cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
+        self._unseen = 0
         if self._exchange is not None:
-            self._exchange.body += body
-        else:
-            super().on_body(body)
+            self._exchange.parts.append(body)
+            return
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
+        self._unseen = 0
+        self._reading = _NOTHING
+        self._asked = True
         exchange, self._exchange = self._exchange, None
         if exchange is None:
-            super().on_message_complete()
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
             return
         exchange.started = perf_counter()
-        assert self._exchanges is not None
-        if not self._exchanges.begin(exchange):
-            exchange.hand_over()
+        parts = exchange.parts
+        exchange.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            if not self._door.begin(exchange):
+                exchange.hand_over()
+        except Exception as error:
+            exchange.fail(error)
 
-    def hand_over(self, exchange: Exchange) -> None:
-        """Lets the route answer."""
-        assert self._exchanges is not None
-        task = self.loop.create_task(exchange.run(self._exchanges.route))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+    # what goes
 
+    def _answering(self) -> bool:
+        running = self._running
+        return running is not None and not running.response_complete
 
-class Exchange:
-    """A heartbeat and its answer, in the place of uvicorn's cycle: those attributes that have no underscore and no comment are
-    the ones uvicorn looks at."""
-
-    __slots__ = (
-        "_head", "_protocol", "authorization", "body", "disconnected", "headers", "keep_alive", "message_event", "named",
-        "origin", "response_complete", "started",
-    )  # fmt: skip
-
-    def __init__(self, protocol: Protocol) -> None:
-        self._protocol = protocol
-        self._head: Message | None = None
-        self.headers: RawHeaders = protocol.headers  # in lower case
-        self.authorization: bytes | None = None  # the header
-        self.origin: bytes | None = None  # the header
-        self.named = False  # whether there is an X-Request-Id
-        self.body = b""  # whole, when it begins
-        self.started = 0.0  # s, of `perf_counter`: when its body was there
-        self.response_complete = False
-        self.disconnected = False
-        self.keep_alive = True
-        self.message_event = _NOTHING
-
-    @property
-    def scope(self) -> Scope:
-        """As much of an ASGI scope as the route reads."""
-        return {
-            "type": "http", "method": "POST", "path": HEARTBEATS.decode(), "query_string": b"", "headers": self.headers,
-            "client": self._protocol.client,
-        }  # fmt: skip
-
-    def answer(self, body: bytes, headers: RawHeaders) -> None:
-        """200, JSON."""
-        self._end(_JSON % (len(body), _lines(headers), body))
-
-    def hand_over(self) -> None:
-        """The route answers instead."""
-        self._protocol.hand_over(self)
-
-    async def run(self, route: ASGIApp) -> None:
-        await route(self.scope, self._receive, self._send)
-
-    async def _receive(self) -> Message:
-        return {"type": "http.request", "body": self.body, "more_body": False}
-
-    async def _send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._head = message
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self._since = self._all.now
+        if self.transport.is_closing():
             return
-        assert self._head is not None
-        status = HTTPStatus(self._head["status"])
-        line = (status, status.phrase.encode(), _lines(self._head["headers"]), message["body"])
-        self._end(b"HTTP/1.1 %d %b\r\n%b\r\n%b" % line)
-
-    def _end(self, text: bytes) -> None:
-        protocol, self.response_complete = self._protocol, True
-        if not self.disconnected:
-            cast(_Joined, protocol.transport).write_whole(text)
-            if not self.keep_alive:
-                protocol.transport.close()
-        protocol.on_response_complete()
-
-
-def _lines(headers: RawHeaders) -> bytes:
-    return b"".join([b"%b: %b\r\n" % pair for pair in headers]) if headers else b""
-
-
-class _Nothing:
-    """Nobody waits for an exchange's body."""
-
-    def set(self) -> None: ...
-
-
-_NOTHING = _Nothing()
-
-
-class _Joined:
-    """A transport that holds back an answer's header until its body is written."""
-
-    __slots__ = ("_held", "_late", "_transport", "_write", "is_closing")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._write = transport.write
-        self.is_closing = transport.is_closing
-        self._late = _late(loop)
-        self._held = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self._held:
-            data, self._held = self._held + data, b""
-        elif data.startswith(b"HTTP/1.1 "):
-            self._held = data
-            self._late.add(self)
+        if self.pipeline:
+            self._running, app = self.pipeline.pop()
+            self._start_asgi_task(self._running, app)
+            if self.pipeline or self._reading == _LAST:
+                return
+        elif self._reading == _LAST:
+            self._end()
             return
-        self._write(data)
+        elif cast(Joined, self.transport).unread:
+            self._reading = _LAST
+            self._end()
+            return
+        if self._rest:
+            self.loop.call_soon(self._go_on)
+        elif not self._ended:
+            self.flow.resume_reading()
+        elif not self._answering():
+            self.transport.close()
 
-    def write_whole(self, data: bytes) -> None:
-        """An answer with its body."""
-        self.flush()
-        self._write(data)
+    def _stop(self, refusal: Refusal) -> NoReturn:
+        """For the parser's calls."""
+        self._refuse(refusal)
+        raise _Stop
 
-    def flush(self) -> None:
-        data, self._held = self._held, b""
-        if data and not self.is_closing():
-            self._write(data)
+    def _refuse(self, refusal: Refusal) -> None:
+        """Says this after the answers to what came before, and reads nothing more."""
+        self._door.refused(refusal.status)
+        self._final = _text(refusal)
+        if self._reading == _BODY:
+            self._abandon()
+        self._reading, self._rest, self._since = _LAST, b"", self._all.now
+        if not self._answering():
+            self._end()
 
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
+    def _abandon(self) -> None:
+        """The request whose body is being read will not be whole; if something was answered to it, nothing more will be."""
+        newest: Any = self.cycle
+        self._exchange = None
+        if newest is not self._running:
+            self.pipeline.popleft()
+            return
+        if newest.response_started or newest.response_complete:
+            self._final = b""
+        newest.disconnected = newest.response_complete = True
+        newest.message_event.set()
+
+    def _end(self) -> None:
+        """Says what is left to say, and lets the peer read it: to close with something unread would throw it away."""
+        self.transport.write(self._final)
+        self._final = b""
+        if self._ended:
+            self.transport.close()
+        else:
+            cast(Joined, self.transport).write_eof()
+            self.flow.resume_reading()
 
 
-class _Late:
-    """Those whose body was not there by the loop's next turn: one look for all that answer in one turn."""
+class _Cycle(RequestResponseCycle):
+    """uvicorn's, which ends the connection with an answer given before a long body, or one that was promised, has come."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._holding: list[_Joined] = []
+    def __init__(self, protocol: Protocol, scope: Any, *, keep_alive: bool, expects: bool, long: bool) -> None:
+        super().__init__(
+            scope=scope, transport=protocol.transport, flow=protocol.flow, logger=protocol.logger,
+            access_logger=protocol.access_logger, access_log=protocol.access_log,
+            default_headers=protocol.server_state.default_headers, message_event=asyncio.Event(), expect_100_continue=expects,
+            keep_alive=keep_alive, on_response=protocol.on_response_complete,
+        )  # fmt: skip
+        self._long = long
 
-    def add(self, joined: _Joined) -> None:
-        if not self._holding:
-            self._loop.call_soon(self._flush)
-        self._holding.append(joined)
-
-    def _flush(self) -> None:
-        holding, self._holding = self._holding, []
-        for joined in holding:
-            joined.flush()
+    async def send(self, message: Message) -> None:  # type: ignore[override]
+        if not self.response_started and self.more_body and (self._long or self.waiting_for_100_continue):
+            self.keep_alive = False
+            cast(Joined, self.transport).unread = True
+        await super().send(cast(Any, message))
 
 
-_late = functools.lru_cache(maxsize=4)(_Late)
+def _text(refusal: Refusal) -> bytes:
+    status, body, headers = error_answer(refusal.error, refusal.status)
+    return last(status, headers, body, new_request_id())

@@ -15,16 +15,17 @@ from api.asking import identifier
 from api.behaviour import Behaviour
 from api.clock import Clocks
 from api.cmcd import Cmcd
+from api.connections import Connections, Limits
 from api.contents import Contents
 from api.direct import Direct
 from api.edge import METHODS as EDGE_METHODS
 from api.edge import Edge
 from api.events import ROUTE as EVENTS_ROUTE
 from api.events import Events
+from api.exchange import Door
 from api.heartbeats import Heartbeats
-from api.http import bearer, json_response, read_body, token_of
+from api.http import bearer, json_response, read_body, token_and_body
 from api.openapi import document
-from api.protocol import Exchanges
 from api.quality import Quality
 from api.resume import Resume
 from api.services import Services
@@ -81,7 +82,16 @@ class Routes:
         clock = services.clock if services.settings.virtual_clock else None
         self._clocks = [Clocks(services, clock)] if isinstance(clock, VirtualClock) else []
         self.direct: list[Direct] = [heartbeats, List(services), Cmcd(services)]
-        self.exchanges = Exchanges(heartbeats.begin, heartbeats, services.settings.body_max_bytes)
+        self._heartbeats = heartbeats
+
+    def door(self) -> Door:
+        """What the protocol needs; within the event loop that serves."""
+        heartbeats, services = self._heartbeats, self._services
+        connections = Connections(Limits.of(services.settings), services.metrics.connections.set)
+        return Door(
+            heartbeats.known, heartbeats.begin, heartbeats, services.settings.body_max_bytes, connections,
+            lambda status: services.metrics.answered("unmatched", status, 0.0),
+        )  # fmt: skip
 
     def all(self) -> list[Route]:
         return [
@@ -148,26 +158,29 @@ class Routes:
 
     async def stop(self, request: Request) -> Response:
         session = identifier("session", request.path_params["session"])
-        body = await self._body(request)
+        limit = self._services.settings.body_max_bytes
+        claims, body = await token_and_body(request, self._stops, limit, limit)
         stop = decode(_stop, body) if body.strip() else Stop()
         check_printable(stop)
-        claims = self._services.tokens.verify(
-            token_of(request, stop.token), grace_s=self._services.settings.token_grace_s
-        )
-        if not claims.account:
-            claims.require("admin")
         await self._services.decisions.stop(claims, session, stop)
         return Response(status_code=204)
+
+    def _stops(self, token: str) -> Claims:
+        """Raises Unauthorized, Forbidden."""
+        claims = self._services.tokens.verify(token, grace_s=self._services.settings.token_grace_s)
+        if not claims.account:
+            claims.require("admin")
+        return claims
 
     async def takeover(self, request: Request) -> Response:
         session = identifier("session", request.path_params["session"])
         claims = self._verified(request)
-        ask = decode(_takeover, await self._body(request))
-        check_printable(ask)
         names.check_session(session)
-        names.check_device(ask.device)
         if not claims.account:
             claims.require("admin")
+        ask = decode(_takeover, await self._body(request))
+        check_printable(ask)
+        names.check_device(ask.device)
         return json_response(await self._services.decisions.takeover(claims, session, ask))
 
     async def sessions(self, request: Request) -> Response:

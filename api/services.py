@@ -51,18 +51,16 @@ class Services:
     announcer: Announcer
     clock: Clock
 
-    def player(self, token: str) -> Claims:
+    def player(self, token: str, *, grace_s: int = 0) -> Claims:
         """The claims of a player's token. Raises Unauthorized, or Forbidden for a service token."""
-        claims = self.tokens.verify(token)
+        claims = self.tokens.verify(token, grace_s=grace_s)
         if not claims.account:
             raise Forbidden("needs a player's token: sub names the account", code="account")
         return claims
 
     async def admitted(self, token: str, session: str, device: str = "") -> Claims:
         """Like `player`, but an admitted session's (or device's) token passes for a while after it has expired."""
-        claims = self.tokens.verify(token, grace_s=self.settings.token_grace_s)
-        if not claims.account:
-            raise Forbidden("needs a player's token: sub names the account", code="account")
+        claims = self.player(token, grace_s=self.settings.token_grace_s)
         if self.tokens.expired(claims):
             try:
                 running = await self.decisions.sessions(claims.account)

@@ -23,6 +23,8 @@ from engine.tokens import Claims
 from engine.wire import AT_MAX
 
 LIMIT, LIMIT_MAX = 20, ITEMS_MAX
+_QUERY_BYTES = 512
+"""Longer questions are not remembered."""
 
 
 def may_read(claims: Claims) -> None:
@@ -76,7 +78,8 @@ class List(Direct):
     async def answer(self, scope: Scope, receive: Receive, authorization: bytes | None, length: bytes | None) -> bytes:
         services, token = self.services, bearer(authorization)
         may_read(services.tokens.cached(token) or services.tokens.verify(token))
-        asked = _asked(scope["query_string"])
+        query = scope["query_string"]
+        asked = _asked(query) if len(query) <= _QUERY_BYTES else Asked.of(QueryParams(query))
         listed = await services.published.get(asked.kind, asked.rank, asked.provider)
         return listed.encoded(asked.limit)
 

@@ -565,12 +565,15 @@ class _Submitted:
         decisions._metrics.redis_took(perf_counter() - self._started)
         decision = None
         if isinstance(reply, int | list):
-            decisions._count_viewer(claims.account, beat.content, reply)
-            # Nothing may be raised to the connection that serves all: asked again, `heartbeat` says what is wrong.
-            foreign = not isinstance(reply, int) and reply[0] == OTHER_PROFILE
-            if not foreign:
-                decisions._count_start(claims.account, reply)
-                decision = decisions._decision(beat.session, claims, reply, self._interval, beat.seq)
+            try:
+                decisions._count_viewer(claims.account, beat.content, reply)
+                # Nothing may be raised to the connection that serves all: asked again, `heartbeat` says what is wrong.
+                foreign = not isinstance(reply, int) and reply[0] == OTHER_PROFILE
+                if not foreign:
+                    decisions._count_start(claims.account, reply)
+                    decision = decisions._decision(beat.session, claims, reply, self._interval, beat.seq)
+            except Exception:
+                log.exception("reply")  # `heartbeat` asks once more
         self._tell(decision)
 
     def set_exception(self, error: BaseException) -> None:

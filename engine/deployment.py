@@ -27,7 +27,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from engine import lifeline
+from engine import descriptors, lifeline
 from engine.embedded import DURABLE, Server, password_of
 from engine.errors import ConfigError
 from engine.lag import SINKS
@@ -54,6 +54,7 @@ def api(settings: Settings) -> int:
     # uvicorn raises the signal that stopped it once more when it is done; being asked to stop is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    descriptors.raise_limit()
     with _metrics_dir(settings) as settings:
         _export(settings)
         uvicorn.run(
@@ -90,6 +91,7 @@ def _metrics_dir(settings: Settings) -> Iterator[Settings]:
 def workers(settings: Settings) -> int:
     """Runs RQ workers as child processes until told to stop."""
     keep_private(settings)
+    descriptors.raise_limit()
     return Supervisor(_workers(settings)).run()
 
 
@@ -114,11 +116,13 @@ def _sinks(settings: Settings) -> list[str]:
 
 def scheduler(settings: Settings) -> int:
     keep_private(settings)
+    descriptors.raise_limit()
     return Supervisor([Part("scheduler", ["-m", "workers", "scheduler"], settings)]).run()
 
 
 def run(settings: Settings, data: Path) -> int:
     """Everything: an embedded server unless one is named, API, workers, scheduler."""
+    descriptors.raise_limit()
     PlanFile(Path(settings.plans_file))
     _check_port(settings)
     keep_private(settings)

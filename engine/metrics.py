@@ -179,6 +179,9 @@ class Metrics:
             "pulsegate_trending_seconds", "What the last publication of lists took, with the claims before it.", registry=r,
             multiprocess_mode="mostrecent",
         )  # fmt: skip
+        self.connections = Gauge(
+            "pulsegate_connections", "Connections that are open.", registry=r, multiprocess_mode="livesum"
+        )
         self.stream_readers = Gauge(
             "pulsegate_stream_readers", "Readers of /v1/trending/stream.", registry=r, multiprocess_mode="livesum"
         )

@@ -72,6 +72,23 @@ class Settings:
     account_inflight_max: int = _f(
         32, "decisions of one account under way per API process before that account alone is answered 429", low=1
     )
+    connections_max: int = _f(
+        20_000,
+        "connections per API process, fewer where the system has fewer descriptors; beyond it idle ones are closed, then new ones answered 503",
+        low=1,
+    )
+    head_max_bytes: int = _f(64 * 1024, "largest head of a request, its URL included; also trailers", low=1024)
+    fields_max: int = _f(100, "header fields in a request", low=8, high=10_000)
+    head_s: float = _f(
+        10.0, "seconds for a request's head, and for the first byte on a new connection", low=0.1, high=600
+    )
+    body_s: float = _f(60.0, "seconds for a request's body, and for the caller to take an answer", low=0.1, high=3600)
+    idle_s: float = _f(
+        75.0,
+        "seconds a connection may be idle between requests; a proxy before the API should close earlier",
+        low=0.1,
+        high=3600,
+    )
     log_level: str = _f("info", "least severe log line written", choices=("debug", "info", "warning", "error"))
 
     # the decision; all of design section 6

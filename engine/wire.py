@@ -7,6 +7,8 @@ are not refused: an event's `data` is the caller's JSON, byte for byte.
 from __future__ import annotations
 
 import re
+from array import array
+from itertools import accumulate
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -170,6 +172,8 @@ _heartbeat = msgspec.json.Decoder(Heartbeat)
 _kept_heartbeat = msgspec.json.Decoder(KeptHeartbeat)
 _SESSION_FIRST = names.SESSION_FIRST
 _event = msgspec.json.Decoder(PlayerEvent)
+_NO_MARKS = bytes(set(range(256)) - set(b'"[]{}'))
+_STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _KEY = re.compile(r"required field `([^`]+)`|unknown field `([^`]+)`")
 
@@ -233,16 +237,15 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes, where: str = "", *, wh
 
 
 def _check_nesting(body: bytes) -> None:
-    depth = 0
-    # Possessive, and content with a missing quote: a hostile body costs no more than its length.
-    for opening in re.finditer(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', body, re.DOTALL):
-        mark = opening[0]
-        if mark in (b"[", b"{"):
-            depth += 1
-            if depth > NESTING_MAX:
-                raise BadRequest(f"nested deeper than {NESTING_MAX}", code="too_deep", field="body")
-        elif mark in (b"]", b"}"):
-            depth -= 1
+    # Each step is one pass in C: a hostile body costs little more than its length.
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Quotes and brackets; without the strings that have no bracket in them, which leaves the others in their places.
+    marks = body.translate(None, _NO_MARKS).replace(b'""', b"")
+    if b'"' in marks:
+        marks = b"".join(marks.split(b'"')[::2])
+    if max(accumulate(array("b", marks.translate(_STEPS))), default=0) > NESTING_MAX:
+        raise BadRequest(f"nested deeper than {NESTING_MAX}", code="too_deep", field="body")
 
 
 def _named(message: str, where: str) -> BadRequest:

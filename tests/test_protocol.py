@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from api.protocol import _Joined
+from api.joined import Joined
 
 
 class _Transport(asyncio.Transport):
@@ -26,7 +26,7 @@ class _Transport(asyncio.Transport):
 def _run(*steps: str) -> list[bytes]:
     async def go() -> list[bytes]:
         transport = _Transport()
-        joined = _Joined(transport, asyncio.get_running_loop())
+        joined = Joined(transport, asyncio.get_running_loop())
         for step in steps:
             if step == "turn":
                 await asyncio.sleep(0)
