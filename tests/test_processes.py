@@ -30,7 +30,8 @@ from tests.servers import ROOT, ApiProcess, Child, clean_env, environment, playe
 DEVICES = 200
 QUICK = {"interval_ms": 1000, "lifetime_ms": 2500, "gone_after_ms": 2000}
 """Settings under which a lease lives 2.5 s, so that tests of passing time are short."""
-PATIENT = {"redis_timeout_ms": 8000}
+PATIENT = {"redis_timeout_ms": 8000, "account_inflight_max": 1000}
+"""The machine may be slow, and one account may ask at once as often as the test does."""
 """For tests of who is admitted: on a crowded machine a decision made without Redis would say nothing about it."""
 
 
@@ -169,13 +170,14 @@ class TestRedisAway:
         with ApiProcess(own_server.url, tmp_path, prefix=prefix, **QUICK) as api:
             api.beat(token, "s1", "d1")
             os.kill(own_server.pid, signal.SIGSTOP)
-            took = []
-            for _ in range(5):
+
+            def at_once() -> bool:
                 started = time.perf_counter()
                 assert api.beat(token, "s1", "d1")["degraded"]
-                took.append(time.perf_counter() - started)
-            # The first waits for the deadline, the others find the breaker open.
-            assert statistics.median(took) < 0.1
+                return time.perf_counter() - started < 0.1
+
+            # The first wait for their deadlines; when all has been silent for a second, the others find the breaker open.
+            wait_for(at_once, "the breaker is open")
             os.kill(own_server.pid, signal.SIGCONT)
             wait_for(lambda: not api.beat(token, "s1", "d1")["degraded"], "decides again")
 
