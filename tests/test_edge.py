@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.embedded import Server
-from tests.servers import ApiProcess, player, service
+from tests.servers import ApiProcess, player, service, wait_for
 
 AUTHORIZE = "/v1/edge/authorize"
 SEGMENT = "/vod/film/0001.ts"
