@@ -38,6 +38,7 @@ SPOOLED = ("account", "plan", "max_streams", "device", "device_type", "provider"
 REMEMBERED = 512
 """Bytes of an answer to a request id, about."""
 _UNREAL_S = 5.0
+_TURNS, _TURN_S = 50, 0.02
 
 ALLOW, BLOCK, UNKNOWN_TARGET, OTHER_PROFILE = range(4)
 """Reply codes, shared with lua/lib/reply.lua."""
@@ -229,7 +230,7 @@ class Decisions:
                 await self._check_start(signal.account, signal.session, device, signal.content)
             except OverQuota as error:
                 # A block, and no error: it stands among the answers to other accounts' signals.
-                return self._too_many(signal.session or born, named, error.retry_after_s)
+                return self._too_many(signal.session or born, named, error)
         # A backend's decision is never refused for want of room: without it the answer is given, but not remembered.
         request_id = signal.request_id
         if request_id and not self.quotas.may_tell(signal.account, REMEMBERED, decides=True):
@@ -254,15 +255,26 @@ class Decisions:
         return self._decision(signal.session or born, named, reply, self._settings.interval_ms)
 
     async def signals(self, signals: Sequence[tuple[Signal, bytes]]) -> list[Decision]:
-        """Several at once, answered in their order; those of one account one after another."""
+        """Several at once, answered in their order; those of one account one after another. They wait while it has too much under way
+        of its own, for about a second, and are refused then: nobody else's signals may suffer for that."""
         answers: list[Decision] = [{}] * len(signals)
         of: dict[str, list[int]] = {}
         for place, (signal, _) in enumerate(signals):
             of.setdefault(signal.account, []).append(place)
 
         async def tell(places: list[int]) -> None:
+            turns = _TURNS
             for place in places:
-                answers[place] = await self.signal(*signals[place])
+                signal, data = signals[place]
+                while not answers[place]:
+                    try:
+                        answers[place] = await self.signal(signal, data)
+                    except AccountBusy as error:
+                        if turns:
+                            turns -= 1
+                            await asyncio.sleep(_TURN_S)
+                        else:
+                            answers[place] = self._too_many(signal.session, Claims(account=signal.account), error)
 
         await asyncio.gather(*(tell(places) for places in of.values()))
         return answers
@@ -523,11 +535,11 @@ class Decisions:
             "degraded": False,
         }
 
-    def _too_many(self, session: str, claims: Claims, wait_s: int) -> Decision:
-        """The answer to a backend about an account that starts more views than one may."""
-        self._metrics.decided("block", OverQuota.code, "", ())
+    def _too_many(self, session: str, claims: Claims, why: AccountBusy) -> Decision:
+        """The answer to a backend about an account that asks for more, or starts more views, than one may."""
+        self._metrics.decided("block", why.code, "", ())
         return self._unasked(session, claims, self._settings.interval_ms) | {
-            "decision": "block", "reason": OverQuota.code, "retry_at": int(self._now() or time() * 1000) + wait_s * 1000,
+            "decision": "block", "reason": why.code, "retry_at": int(self._now() or time() * 1000) + why.retry_after_s * 1000,
         }  # fmt: skip
 
     def _degraded(self, session: str, claims: Claims, interval: int) -> Decision:

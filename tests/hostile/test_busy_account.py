@@ -13,7 +13,7 @@ import pytest
 from engine.embedded import Server
 from engine.errors import AccountBusy
 from engine.tokens import Claims
-from engine.wire import decode_heartbeat
+from engine.wire import Signal, decode_heartbeat
 from tests.harness import World
 from tests.servers import ApiProcess, player, service
 
@@ -93,6 +93,24 @@ def test_a_backends_batch_about_one_account_is_told_whole(single: Server, prefix
         answer = api.post("/v1/signals", token=service("signals"), content=json.dumps(signals))
         assert answer.status_code == 200
         assert [each["decision"] for each in answer.json()] == ["allow"] * 100
+
+
+def test_a_busy_account_in_a_backends_batch_costs_the_others_nothing(single: Server, prefix: str) -> None:
+    with World(single.url, prefix, account_inflight_max=1) as world:
+        busy, other = (
+            Signal(account=account, device="d", evidence="segment", content="film", kind="vod")
+            for account in ("busy", "other")
+        )
+
+        async def go() -> Any:
+            world.decisions._enter("busy")  # as if a call of its own took for ever
+            return await asyncio.wait_for(world.decisions.signals([(busy, b"{}"), (other, b"{}"), (busy, b"{}")]), 30)
+
+        first, second, third = world.run(go())
+        assert second["decision"] == "allow"
+        for refused in (first, third):
+            assert (refused["decision"], refused["reason"]) == ("block", "account_busy")
+            assert refused["retry_at"] > world.now
 
 
 @pytest.mark.parametrize("plan", ["unlimited", ""])
