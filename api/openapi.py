@@ -112,6 +112,7 @@ def _answers() -> dict[str, Schema]:
                 "superseded",
                 "takeover_limited",
                 "quota",
+                "account_busy",
                 None,
             ],
         },
