@@ -386,7 +386,7 @@ class Decisions:
         if isinstance(reply, int):
             if reply >= 0:
                 return
-        elif len(reply) > 5 and reply[5]:
+        elif len(reply) > 5 and reply[5] and reply[0] == ALLOW:
             content = reply[5].decode()
         else:
             return
@@ -397,8 +397,8 @@ class Decisions:
         task.add_done_callback(self._counted)
 
     def _count_start(self, account: str, reply: list[Any] | int) -> None:
-        """A view that began or was refused leaves something behind; both are told apart from what goes on by the reply."""
-        if not isinstance(reply, int) and not reply[3] and (reply[0] == BLOCK or (len(reply) > 5 and reply[5])):
+        """A view that began, or was refused for the first time, leaves something behind; the reply tells it from what goes on."""
+        if not isinstance(reply, int) and not reply[3] and len(reply) > 5 and reply[5]:
             self.quotas.starts.take(account, 1)
 
     async def _check_start(self, account: str, session: str, device: str, content: str) -> None:

@@ -3,7 +3,8 @@
 --   last_seq -1: none accepted yet
 --   detail '' or JSON; of an admission that ended others {ended: [reason]}; of a block {reason, rule, limit, by, retry_at, conflicts: [{session, device, device_type, profile, content,
 --   since_at, last_evidence_at, last_evidence}]}
---   content '' or what this account is to be counted as a viewer of; left out where it cannot be
+--   content '' or what this account is to be counted as a viewer of; of a block '' or '1' if it is told for the first time; left out
+--   where it is neither
 local EVIDENCE = {'token', 'licence', 'manifest', 'segment'}
 
 local function describe(r)
@@ -34,7 +35,8 @@ local function refuse(me, verdict, duplicate)
   local conflicts = {}
   for i, r in ipairs(verdict.conflicts) do conflicts[i] = describe(r) end
   return {1, 0, me and me.status ~= 'b' and me.seq or -1, duplicate, cjson.encode({reason = verdict.reason, rule = verdict.rule,
-    limit = verdict.limit, by = verdict.by, retry_at = verdict.retry_at, conflicts = #conflicts > 0 and conflicts or nil})}
+    limit = verdict.limit, by = verdict.by, retry_at = verdict.retry_at, conflicts = #conflicts > 0 and conflicts or nil}),
+    verdict.told and '1' or ''}
 end
 
 -- The decision as it stands, without changing anything.

@@ -185,7 +185,7 @@ local function note_block(ask, me, verdict)
     me = blank(ask.ident, ask.session, 'b')
     me.ended = now
   end
-  me.blocked = mark
+  me.blocked, verdict.told = mark, true
   records[me.session] = me
   save(me)
   emit('block', {session = ask.session, status = me.status, ordinal = me.ordinal, started = me.started, device = ask.device,

@@ -364,3 +364,17 @@ def test_buckets_are_bounded_in_memory() -> None:
     assert bucket.wait_s("greedy") == 0
     assert bucket.wait_s("a999") == 0
     assert bucket.over.keys() <= {f"a{n}" for n in range(1_000)}
+
+
+def test_who_is_refused_and_asks_again_and_again_uses_up_nobodys_starts(backend: str, prefix: str) -> None:
+    """A player that retries is no attack: the household's next view starts as ever."""
+    with World(backend, prefix, quota_starts=4, quota_starts_per_min=1) as world:
+        world.beat("s1", "d1", limit=1)
+        for _ in range(20):
+            world.wait(1)
+            world.beat("s1", "d1", limit=1)
+            assert world.beat("s2", "d2", limit=1)["reason"] == "limit_reached"
+            assert world.signal("d2", "film", limit=1)["reason"] == "limit_reached"
+        world.stop("s1")
+        assert world.beat("s2", "d2", limit=1)["decision"] == "allow"
+        assert world.beat("s3", "d3", limit=2)["decision"] == "allow"
