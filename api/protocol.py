@@ -27,11 +27,12 @@ from starlette.types import Message
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from api.bounded import Bounded, Reading, text_of
+from api.bounded import BODY, HEAD, NO_MORE, NOTHING, Bounded, text_of
 from api.exchange import HEARTBEATS, Exchange
 from api.head import BAD, FULL, LARGE, OURS, Refusal, size, wrong
 from api.http import RawHeaders
 from api.joined import Joined
+from engine.tokens import Claims
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ _DISCARDED = 2 * 2**20
 """Bytes of what nobody reads, after which a peer that goes on sending is cut off."""
 _LONG = 256 * 1024
 """Bytes of a body from which it is not worth reading when its request is refused."""
+_UNUSUAL = frozenset([b"expect", b"transfer-encoding", b"upgrade"])
 _PROBES = (b"/healthz", b"/readyz")
 
 
@@ -67,7 +69,7 @@ class Protocol(Bounded):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.leave(self, self._part)
-        self._rest, self._reading = b"", Reading.NO_MORE
+        self._rest, self._reading = b"", NO_MORE
         for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
@@ -78,9 +80,9 @@ class Protocol(Bounded):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether there is something to write yet."""
         self._ended = True
-        if self._reading is Reading.BODY and not self._rest:
+        if self._reading == BODY and not self._rest:
             self._abandon()
-            self._reading = Reading.NO_MORE
+            self._reading = NO_MORE
         if not self._answering() or self._running.response_started:
             return False
         if not self._rest:
@@ -98,26 +100,26 @@ class Protocol(Bounded):
     # what comes
 
     def data_received(self, data: bytes) -> None:
-        if self._reading is Reading.NO_MORE:
+        if self._reading == NO_MORE:
             self._discarded += len(data)
             if self._discarded > _DISCARDED:
                 self.transport.abort()
         elif self._rest or self.pipeline:
             self._rest += data
             self.flow.pause_reading()
-        elif len(data) <= _SLICE:
-            self._feed(data)
-        else:
+        elif len(data) > _SLICE:
             self._rest = data
             self._go_on()
+        else:
+            self._feed(data)
 
     def _go_on(self) -> None:
         """Parses what has come, unless requests wait to be answered."""
         rest, place = self._rest, 0
-        while place < len(rest) and not self.pipeline and self._reading is not Reading.NO_MORE:
+        while place < len(rest) and not self.pipeline and self._reading != NO_MORE:
             self._feed(rest[place : place + _SLICE])
             place += _SLICE
-        if self._reading is Reading.NO_MORE:
+        if self._reading == NO_MORE:
             return
         self._rest = rest[place:]
         if self._rest or self.pipeline:
@@ -140,9 +142,9 @@ class Protocol(Bounded):
                     # Nobody here speaks anything else, so what follows is HTTP.
                     data = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            if self._reading is not Reading.NO_MORE:
+            if self._reading != NO_MORE:
                 self._refuse(self._judged(error))
-        if self._unseen > self._limits.head_bytes and self._reading is not Reading.NO_MORE:
+        if self._unseen > self._limits.head_bytes and self._reading != NO_MORE:
             self._refuse(LARGE)
 
     def _judged(self, error: httptools.HttpParserError) -> Refusal:
@@ -156,51 +158,58 @@ class Protocol(Bounded):
         # The scope is made when it is known that somebody reads it.
         self.url = b""
         self.headers = []
-        self._reading = Reading.HEAD
+        self._reading = HEAD
         self._since = self._all.now
 
     def on_header(self, name: bytes, value: bytes) -> None:
         headers = self.headers
-        if len(headers) >= self._limits.fields:
+        if len(headers) >= self._fields:
             self._stop(LARGE)
         headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         headers, self.headers = self.headers, []  # what follows the body is no header of it
         found = dict(headers)
-        if self._unseen > self._limits.head_bytes and size(self.url, headers) > self._limits.head_bytes:
+        limit, seen, self._unseen = self._limits.head_bytes, self._unseen, 0
+        if seen > limit and size(self.url, headers) > limit:
             self._stop(LARGE)
-        self._unseen = 0
+        if self.url == HEARTBEATS and len(found) == len(headers):
+            claims = self._exchanged(found)
+            if claims is not None:
+                exchange = Exchange(self, self._door.route, claims, headers, found)
+                self._exchange = self.cycle = self._running = cast(Any, exchange)
+                self._reading = BODY
+                return
         parser = self.parser
         method, version, upgrade = parser.get_method(), parser.get_http_version(), parser.should_upgrade()
         if refusal := wrong(method, version, headers, found, upgrade):
             self._stop(refusal)
         if self._guest and self.url not in _PROBES:
             self._stop(FULL)
-        keep_alive = version == "1.1" and not self._guest and parser.should_keep_alive()
-        if self.url == HEARTBEATS and method == b"POST" and keep_alive and not upgrade:
-            exchange = self._heartbeat(headers, found)
-            if exchange is not None:
-                self._exchange = self.cycle = self._running = cast(Any, exchange)
-                self._reading = Reading.BODY
-                return
-        self._begin(method, version, headers, found, keep_alive)
-        self._reading = Reading.BODY
+        self._begin(method, version, headers, found)
+        self._reading = BODY
 
-    def _heartbeat(self, headers: RawHeaders, found: dict[bytes, bytes]) -> Exchange | None:
-        """The exchange that this request is to be, unless HTTP asks for more than an exchange knows."""
-        if self._answering() or self.flow.write_paused or b"expect" in found:
+    def _exchanged(self, found: dict[bytes, bytes]) -> Claims | None:
+        """Whose heartbeat it is, if it can be an exchange: HTTP asks for nothing more than one knows, nobody waits, the body is not too
+        long, and the token was seen before."""
+        parser, door, length = self.parser, self._door, found.get(b"content-length", b"")
+        if (
+            self._answering()
+            or self._guest
+            or not _UNUSUAL.isdisjoint(found)
+            or b"host" not in found
+            or parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+            or not parser.should_keep_alive()
+            or self.flow.write_paused
+            or len(length) > _LENGTH_DIGITS
+            or not length.isdigit()
+            or int(length) > door.body_max
+        ):
             return None
-        # A body too long is refused before it is read, and so is one without a good token.
-        length, door = found.get(b"content-length", b""), self._door
-        if len(length) > _LENGTH_DIGITS or not length.isdigit() or int(length) > door.body_max:
-            return None
-        claims = door.known(found.get(b"authorization"))
-        return None if claims is None else Exchange(self, door.route, claims, headers, found)
+        return door.known(found.get(b"authorization"))
 
-    def _begin(
-        self, method: bytes, version: str, headers: RawHeaders, found: dict[bytes, bytes], keep_alive: bool
-    ) -> None:
+    def _begin(self, method: bytes, version: str, headers: RawHeaders, found: dict[bytes, bytes]) -> None:
         """Calls the application, or has the request wait for those before it."""
         try:
             url = httptools.parse_url(self.url)
@@ -216,6 +225,7 @@ class Protocol(Bounded):
         length = found.get(b"content-length", b"0").strip()
         long = b"transfer-encoding" in found or len(length) > _LENGTH_DIGITS or int(length) > _LONG
         expects = found.get(b"expect", b"").lower() == b"100-continue"
+        keep_alive = version == "1.1" and not self._guest and self.parser.should_keep_alive()
         cycle = self.cycle = _Cycle(self, scope, keep_alive=keep_alive, expects=expects, long=long)
         if self._answering():
             self.flow.pause_reading()
@@ -238,7 +248,7 @@ class Protocol(Bounded):
 
     def on_message_complete(self) -> None:
         self._unseen = 0
-        self._reading = Reading.NOTHING
+        self._reading = NOTHING
         self._asked = True
         exchange, self._exchange = self._exchange, None
         if exchange is None:
@@ -264,13 +274,13 @@ class Protocol(Bounded):
         if self.pipeline:
             self._running, app = self.pipeline.pop()
             self._start_asgi_task(self._running, app)
-            if self.pipeline or self._reading is Reading.NO_MORE:
+            if self.pipeline or self._reading == NO_MORE:
                 return
-        elif self._reading is Reading.NO_MORE:
+        elif self._reading == NO_MORE:
             self._end()
             return
         elif cast(Joined, self.transport).unread:
-            self._reading = Reading.NO_MORE
+            self._reading = NO_MORE
             self._end()
             return
         if self._rest:
@@ -289,9 +299,9 @@ class Protocol(Bounded):
         """Says this after the answers to what came before, and reads nothing more."""
         self._door.refused(refusal.status)
         self._final = text_of(refusal)
-        if self._reading is Reading.BODY:
+        if self._reading == BODY:
             self._abandon()
-        self._reading, self._rest, self._since = Reading.NO_MORE, b"", self._all.now
+        self._reading, self._rest, self._since = NO_MORE, b"", self._all.now
         if not self._answering():
             self._end()
 
