@@ -4,7 +4,7 @@ It was uvicorn's; what is left of that is how an ASGI application is called. Our
 
 - heartbeats are answered without ASGI (`api/exchange.py`), and every answer leaves in one write (`api/joined.py`);
 - heads and trailers are bounded, and judged (`api/head.py`); what is sent by pieces costs its length;
-- every wait is bounded, and so is the number of connections (`api/connections.py`);
+- every wait is bounded (`api/bounded.py`), and so is the number of connections (`api/connections.py`);
 - requests that wait for an answer on the same connection are few: the rest is not read, or not parsed, until they have theirs;
 - whatever is wrong with a request is said after the answers to those before it, and then the connection ends, but not before the
   peer had a chance to read that;
@@ -25,17 +25,16 @@ from urllib.parse import unquote
 import httptools
 from starlette.types import Message
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from api.exchange import HEARTBEATS, Door, Exchange, last
-from api.head import BAD, FULL, LARGE, OURS, SLOW, Refusal, size, wrong
-from api.http import RawHeaders, error_answer, new_request_id
+from api.bounded import BODY, HEAD, NO_MORE, NOTHING, Bounded, text_of
+from api.exchange import HEARTBEATS, Exchange
+from api.head import BAD, FULL, LARGE, OURS, Refusal, size, wrong
+from api.http import RawHeaders
 from api.joined import Joined
+from engine.tokens import Claims
 
 log = logging.getLogger(__name__)
-
-_NOTHING, _HEAD, _BODY, _LAST = range(4)
-"""What of a request is being read; `_LAST`: nothing any more, the connection ends."""
 
 _LENGTH_DIGITS = 9
 _SLICE = 8 * 1024
@@ -44,10 +43,7 @@ _DISCARDED = 2 * 2**20
 """Bytes of what nobody reads, after which a peer that goes on sending is cut off."""
 _LONG = 256 * 1024
 """Bytes of a body from which it is not worth reading when its request is refused."""
-_LINGER_S = 2.0
-_WORK_S = 1.0
-"""Whoever is busy so shortly is not slow."""
-_GUEST_S = 2.0
+_UNUSUAL = frozenset([b"expect", b"transfer-encoding", b"upgrade"])
 _PROBES = (b"/healthz", b"/readyz")
 
 
@@ -55,46 +51,25 @@ class _Stop(Exception):
     """Stops the parser; what to answer is known by then."""
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(Bounded):
     """Pass it to uvicorn as `http="api.protocol:Protocol"`."""
 
-    _door: Door
     _exchange: Exchange | None = None
     """The heartbeat whose body is being read."""
-    _running: Any = None
-    """The cycle or exchange that is being answered, or was last."""
-    _reading = _NOTHING
     _unseen = 0
     """Bytes since the parser made something of them: a head, a piece of a body, the end of a request."""
     _rest = b""
     """What has come and is not parsed: others wait to be answered."""
-    _asked = False
-    """Whether a whole request has come."""
     _ended = False
     """The peer will send nothing more."""
-    _guest = False
     _final = b""
     _discarded = 0
-    _stuck_since: float | None = None
 
     # the connection
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, Joined(transport, self.loop)))
-        self.app_state = self.app_state | {"transport": self.transport}
-        self._door = self.app_state["door"]
-        self._all = self._door.connections
-        self._limits = self._all.limits
-        self._part = self._all.enter(self)
-        self._since = self._all.now
-        room = self._all.room()
-        self._guest = not room
-        if room is None:
-            self.give_way()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.leave(self, self._part)
-        self._rest, self._reading = b"", _LAST
+        self._rest, self._reading = b"", NO_MORE
         for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
@@ -105,9 +80,9 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether there is something to write yet."""
         self._ended = True
-        if self._reading == _BODY and not self._rest:
+        if self._reading == BODY and not self._rest:
             self._abandon()
-            self._reading = _LAST
+            self._reading = NO_MORE
         if not self._answering() or self._running.response_started:
             return False
         if not self._rest:
@@ -122,77 +97,29 @@ class Protocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def look(self, now: float) -> None:
-        waited = now - self._since
-        if self._reading == _LAST and not self._answering():
-            if waited > _LINGER_S:
-                self.transport.abort()
-        elif self.transport.is_closing():
-            if waited > self._limits.body_s:
-                self.transport.abort()
-        elif self._answering():
-            self._look_at_answer(now)
-        elif self._reading == _NOTHING and self.cycle is not None:
-            if waited > self._limits.idle_s:
-                self._close(now)
-        elif waited > (self._limits.body_s if self._reading == _BODY else self._limits.head_s):
-            if self._reading == _NOTHING:
-                self._close(now)
-            else:
-                self._refuse(SLOW)
-        elif self._guest and waited > _GUEST_S:
-            self._refuse(FULL)
-
-    def _look_at_answer(self, now: float) -> None:
-        if self._reading == _BODY and not self.pipeline and now - self._since > self._limits.body_s:
-            self._refuse(SLOW)
-        elif not self.flow.write_paused:
-            self._stuck_since = None
-        elif self._stuck_since is None:
-            self._stuck_since = now
-        elif now - self._stuck_since > self._limits.body_s:
-            self.transport.abort()
-
-    def _close(self, now: float) -> None:
-        self._since = now
-        self.transport.close()
-
-    def missed(self, now: float) -> tuple[bool, float] | None:
-        if now - self._since < _WORK_S or self._reading == _LAST or self._guest or self.transport.is_closing():
-            return None
-        if self._reading == _NOTHING and self._answering() and not self.flow.write_paused:
-            return None
-        return self._asked, self._since
-
-    def give_way(self) -> None:
-        if not self._asked and self.cycle is None:
-            self._door.refused(FULL.status)
-            self.transport.write(_text(FULL))
-        self.transport.close()
-
     # what comes
 
     def data_received(self, data: bytes) -> None:
-        if self._reading == _LAST:
+        if self._reading == NO_MORE:
             self._discarded += len(data)
             if self._discarded > _DISCARDED:
                 self.transport.abort()
         elif self._rest or self.pipeline:
             self._rest += data
             self.flow.pause_reading()
-        elif len(data) <= _SLICE:
-            self._feed(data)
-        else:
+        elif len(data) > _SLICE:
             self._rest = data
             self._go_on()
+        else:
+            self._feed(data)
 
     def _go_on(self) -> None:
         """Parses what has come, unless requests wait to be answered."""
         rest, place = self._rest, 0
-        while place < len(rest) and not self.pipeline and self._reading != _LAST:
+        while place < len(rest) and not self.pipeline and self._reading != NO_MORE:
             self._feed(rest[place : place + _SLICE])
             place += _SLICE
-        if self._reading == _LAST:
+        if self._reading == NO_MORE:
             return
         self._rest = rest[place:]
         if self._rest or self.pipeline:
@@ -215,9 +142,9 @@ class Protocol(HttpToolsProtocol):
                     # Nobody here speaks anything else, so what follows is HTTP.
                     data = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            if self._reading != _LAST:
+            if self._reading != NO_MORE:
                 self._refuse(self._judged(error))
-        if self._unseen > self._limits.head_bytes and self._reading != _LAST:
+        if self._unseen > self._limits.head_bytes and self._reading != NO_MORE:
             self._refuse(LARGE)
 
     def _judged(self, error: httptools.HttpParserError) -> Refusal:
@@ -231,51 +158,58 @@ class Protocol(HttpToolsProtocol):
         # The scope is made when it is known that somebody reads it.
         self.url = b""
         self.headers = []
-        self._reading = _HEAD
+        self._reading = HEAD
         self._since = self._all.now
 
     def on_header(self, name: bytes, value: bytes) -> None:
         headers = self.headers
-        if len(headers) >= self._limits.fields:
+        if len(headers) >= self._fields:
             self._stop(LARGE)
         headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         headers, self.headers = self.headers, []  # what follows the body is no header of it
         found = dict(headers)
-        if self._unseen > self._limits.head_bytes and size(self.url, headers) > self._limits.head_bytes:
+        limit, seen, self._unseen = self._limits.head_bytes, self._unseen, 0
+        if seen > limit and size(self.url, headers) > limit:
             self._stop(LARGE)
-        self._unseen = 0
+        if self.url == HEARTBEATS and len(found) == len(headers):
+            claims = self._exchanged(found)
+            if claims is not None:
+                exchange = Exchange(self, self._door.route, claims, headers, found)
+                self._exchange = self.cycle = self._running = cast(Any, exchange)
+                self._reading = BODY
+                return
         parser = self.parser
         method, version, upgrade = parser.get_method(), parser.get_http_version(), parser.should_upgrade()
         if refusal := wrong(method, version, headers, found, upgrade):
             self._stop(refusal)
         if self._guest and self.url not in _PROBES:
             self._stop(FULL)
-        keep_alive = version == "1.1" and not self._guest and parser.should_keep_alive()
-        if self.url == HEARTBEATS and method == b"POST" and keep_alive and not upgrade:
-            exchange = self._heartbeat(headers, found)
-            if exchange is not None:
-                self._exchange = self.cycle = self._running = cast(Any, exchange)
-                self._reading = _BODY
-                return
-        self._begin(method, version, headers, found, keep_alive)
-        self._reading = _BODY
+        self._begin(method, version, headers, found)
+        self._reading = BODY
 
-    def _heartbeat(self, headers: RawHeaders, found: dict[bytes, bytes]) -> Exchange | None:
-        """The exchange that this request is to be, unless HTTP asks for more than an exchange knows."""
-        if self._answering() or self.flow.write_paused or b"expect" in found:
+    def _exchanged(self, found: dict[bytes, bytes]) -> Claims | None:
+        """Whose heartbeat it is, if it can be an exchange: HTTP asks for nothing more than one knows, nobody waits, the body is not too
+        long, and the token was seen before."""
+        parser, door, length = self.parser, self._door, found.get(b"content-length", b"")
+        if (
+            self._answering()
+            or self._guest
+            or not _UNUSUAL.isdisjoint(found)
+            or b"host" not in found
+            or parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+            or not parser.should_keep_alive()
+            or self.flow.write_paused
+            or len(length) > _LENGTH_DIGITS
+            or not length.isdigit()
+            or int(length) > door.body_max
+        ):
             return None
-        # A body too long is refused before it is read, and so is one without a good token.
-        length, door = found.get(b"content-length", b""), self._door
-        if len(length) > _LENGTH_DIGITS or not length.isdigit() or int(length) > door.body_max:
-            return None
-        claims = door.known(found.get(b"authorization"))
-        return None if claims is None else Exchange(self, door.route, claims, headers, found)
+        return door.known(found.get(b"authorization"))
 
-    def _begin(
-        self, method: bytes, version: str, headers: RawHeaders, found: dict[bytes, bytes], keep_alive: bool
-    ) -> None:
+    def _begin(self, method: bytes, version: str, headers: RawHeaders, found: dict[bytes, bytes]) -> None:
         """Calls the application, or has the request wait for those before it."""
         try:
             url = httptools.parse_url(self.url)
@@ -291,6 +225,7 @@ class Protocol(HttpToolsProtocol):
         length = found.get(b"content-length", b"0").strip()
         long = b"transfer-encoding" in found or len(length) > _LENGTH_DIGITS or int(length) > _LONG
         expects = found.get(b"expect", b"").lower() == b"100-continue"
+        keep_alive = version == "1.1" and not self._guest and self.parser.should_keep_alive()
         cycle = self.cycle = _Cycle(self, scope, keep_alive=keep_alive, expects=expects, long=long)
         if self._answering():
             self.flow.pause_reading()
@@ -313,7 +248,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unseen = 0
-        self._reading = _NOTHING
+        self._reading = NOTHING
         self._asked = True
         exchange, self._exchange = self._exchange, None
         if exchange is None:
@@ -331,10 +266,6 @@ class Protocol(HttpToolsProtocol):
 
     # what goes
 
-    def _answering(self) -> bool:
-        running = self._running
-        return running is not None and not running.response_complete
-
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         self._since = self._all.now
@@ -343,13 +274,13 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             self._running, app = self.pipeline.pop()
             self._start_asgi_task(self._running, app)
-            if self.pipeline or self._reading == _LAST:
+            if self.pipeline or self._reading == NO_MORE:
                 return
-        elif self._reading == _LAST:
+        elif self._reading == NO_MORE:
             self._end()
             return
         elif cast(Joined, self.transport).unread:
-            self._reading = _LAST
+            self._reading = NO_MORE
             self._end()
             return
         if self._rest:
@@ -367,10 +298,10 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Says this after the answers to what came before, and reads nothing more."""
         self._door.refused(refusal.status)
-        self._final = _text(refusal)
-        if self._reading == _BODY:
+        self._final = text_of(refusal)
+        if self._reading == BODY:
             self._abandon()
-        self._reading, self._rest, self._since = _LAST, b"", self._all.now
+        self._reading, self._rest, self._since = NO_MORE, b"", self._all.now
         if not self._answering():
             self._end()
 
@@ -414,8 +345,3 @@ class _Cycle(RequestResponseCycle):
             self.keep_alive = False
             cast(Joined, self.transport).unread = True
         await super().send(cast(Any, message))
-
-
-def _text(refusal: Refusal) -> bytes:
-    status, body, headers = error_answer(refusal.error, refusal.status)
-    return last(status, headers, body, new_request_id())

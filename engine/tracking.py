@@ -200,10 +200,10 @@ def judge(account: str, session: str, raw: bytes) -> Good:
     return Good(sent.type, event_id(account, session, sent.type, sent.id, sent.seq), raw)
 
 
-def sort(account: str, session: str, events: Iterable[Raw]) -> tuple[list[Good], list[Rejected]]:
-    """A batch's events apart, in their order."""
+def sort(account: str, session: str, events: Iterable[Raw], first: int = 0) -> tuple[list[Good], list[Rejected]]:
+    """A batch's events apart, in their order; `first` is the place of the first of them."""
     good, bad = [], []
-    for index, item in enumerate(events):
+    for index, item in enumerate(events, first):
         raw = bytes(item)
         try:
             good.append(judge(account, session, raw))

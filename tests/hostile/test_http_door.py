@@ -17,7 +17,7 @@ from engine.errors import BadRequest
 from engine.keys import Keys
 from engine.settings import Settings
 from engine.tracking import EventBatch
-from engine.wire import decode
+from engine.wire import CONTAINERS_MAX, decode
 from tests.harness import PARTITIONS
 from tests.hostile.wires import HEALTH, Wire, account, beat, heartbeat, request
 from tests.servers import ApiProcess, player, service, wait_for
@@ -163,6 +163,21 @@ class TestParsing:
             b'{"session":"s","events":[' + piece * (self.SIZE // len(piece)) + b"[]]}",
         ):
             assert _steps(lambda body=body: decode(decoder, body, whole=False)) < 200
+
+    def test_containers_are_bounded(self) -> None:
+        decoder = msgspec.json.Decoder()
+        decode(decoder, b"[" + b"{}," * (CONTAINERS_MAX - 2) + b"{}]")
+        with pytest.raises(BadRequest) as refused:
+            decode(decoder, b"[" + b"{}," * (CONTAINERS_MAX - 1) + b"{}]")
+        assert refused.value.code == "too_deep"
+
+    def test_a_large_batch_is_answered_like_small_ones(self, api: ApiProcess) -> None:
+        """It is taken in pieces: each event keeps its place."""
+        events = [{"type": "custom" if number % 7 else "view_end", "pad": "x" * 1_500} for number in range(500)]
+        said = api.post("/v1/events", token=player(account("large")), json={"session": "s", "events": events}).json()
+        assert said["accepted"] == sum(event["type"] == "custom" for event in events)
+        assert [bad["index"] for bad in said["rejected"]] == list(range(0, 500, 7))
+        assert said["rejected"][1]["error"]["field"] == "events[7].type"
 
     @pytest.mark.parametrize(
         ("body", "deep"),
