@@ -21,6 +21,8 @@ _LINGER_S = 2.0
 _WORK_S = 1.0
 """Whoever is busy so shortly is not slow."""
 _GUEST_S = 2.0
+_GONE_S = 2.0
+"""For an answer to a peer that will send nothing more: whoever has gone looks like that, and a long question need not be answered."""
 
 
 NOTHING, HEAD, BODY, NO_MORE = range(4)
@@ -37,6 +39,8 @@ class Bounded(HttpToolsProtocol):
     """Whether a whole request has come."""
     _guest = False
     _stuck_since: float | None = None
+    _ended_at: float | None = None
+    """When the peer said that it will send nothing more."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, Joined(transport, self.loop)))
@@ -76,6 +80,8 @@ class Bounded(HttpToolsProtocol):
     def _look_at_answer(self, now: float) -> None:
         if self._reading == BODY and not self.pipeline and now - self._since > self._limits.body_s:
             self._refuse(SLOW)
+        elif self._ended_at is not None and now - self._ended_at > _GONE_S:
+            self.transport.abort()
         elif not self.flow.write_paused:
             self._stuck_since = None
         elif self._stuck_since is None:

@@ -8,7 +8,7 @@ It was uvicorn's; what is left of that is how an ASGI application is called. Our
 - requests that wait for an answer on the same connection are few: the rest is not read, or not parsed, until they have theirs;
 - whatever is wrong with a request is said after the answers to those before it, and then the connection ends, but not before the
   peer had a chance to read that;
-- a peer that has said all it wants to say (`shutdown(SHUT_WR)`) is still answered.
+- a peer that has said all it wants to say (`shutdown(SHUT_WR)`) is still answered, if that does not take seconds.
 
 A request's `scope["state"]` has its `transport`: a stream must know when its reader takes nothing, and be able to let go of it.
 When the server stops, `closing` in the lifespan's state is called, because uvicorn waits for answers under way.
@@ -60,8 +60,6 @@ class Protocol(Bounded):
     """Bytes since the parser made something of them: a head, a piece of a body, the end of a request."""
     _rest = b""
     """What has come and is not parsed: others wait to be answered."""
-    _ended = False
-    """The peer will send nothing more."""
     _final = b""
     _discarded = 0
 
@@ -79,7 +77,7 @@ class Protocol(Bounded):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether there is something to write yet."""
-        self._ended = True
+        self._ended_at = self._all.now
         if self._reading == BODY and not self._rest:
             self._abandon()
             self._reading = NO_MORE
@@ -124,7 +122,7 @@ class Protocol(Bounded):
         self._rest = rest[place:]
         if self._rest or self.pipeline:
             self.flow.pause_reading()
-        elif not self._ended:
+        elif self._ended_at is None:
             self.flow.resume_reading()
         elif not self._answering():
             self.transport.close()
@@ -285,7 +283,7 @@ class Protocol(Bounded):
             return
         if self._rest:
             self.loop.call_soon(self._go_on)
-        elif not self._ended:
+        elif self._ended_at is None:
             self.flow.resume_reading()
         elif not self._answering():
             self.transport.close()
@@ -321,7 +319,7 @@ class Protocol(Bounded):
         """Says what is left to say, and lets the peer read it: to close with something unread would throw it away."""
         self.transport.write(self._final)
         self._final = b""
-        if self._ended:
+        if self._ended_at is not None:
             self.transport.close()
         else:
             cast(Joined, self.transport).write_eof()

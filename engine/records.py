@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 LIFE = (
     "ordinal", "rank", "blocked", "started", "origin", "beaten", "admitted", "revision", "run", "proven", "paused", "ended", "reason",
-    "by", "rule", "debt", "debt_at", "left", "left_at", "signal_at", "signal_rank", "away",
+    "by", "rule", "debt", "debt_at", "left", "left_at", "signal_at", "signal_rank", "away", "spared", "shared",
 )  # fmt: skip
 """The fields of the life line, in the script's order."""
 IDENT = ("device", "content", "kind", "device_type", "provider", "profile", "rules", "duration")

@@ -26,6 +26,7 @@ from engine.settings import Settings
 from workers.bulk import get_fields, set_fields
 from workers.consumer import Consumer, DeadLetter
 from workers.scanning import hashes_below
+from workers.troubles import counts
 
 NAME = "quality"
 SILENT_MS = 12 * 3_600_000
@@ -111,7 +112,7 @@ class Quality(Consumer):
         with self.client.pipeline(transaction=False) as pipe:
             for account in new:
                 pipe.hlen(self.space.key("of", account))
-            lengths: list[int] = pipe.execute()
+            lengths = counts(pipe.execute(raise_on_error=False))
         gone: list[Place] = []
         for (account, more), length in zip(new.items(), lengths, strict=True):
             if length + more > SESSIONS_MAX:

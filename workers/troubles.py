@@ -65,3 +65,11 @@ class Troubles:
 def own(error: BaseException) -> bool:
     """Whether what Redis refused lies in that one key, so that others can be worked on."""
     return isinstance(error, ResponseError) and any(part in str(error) for part in _OWN)
+
+
+def counts(answers: Sequence[Any]) -> list[int]:
+    """What a pipeline counted, 0 where a key is of another type. Raises whatever else Redis refused."""
+    for answer in answers:
+        if isinstance(answer, Exception) and not own(answer):
+            raise answer
+    return [0 if isinstance(answer, Exception) else int(answer) for answer in answers]

@@ -23,7 +23,7 @@ from engine.views import View
 from workers.bulk import get_fields, set_fields
 from workers.consumer import Consumer, DeadLetter
 from workers.scanning import hashes_below
-from workers.troubles import own
+from workers.troubles import counts, own
 
 DAY_MS = 86_400_000
 TIDY_BATCH = 1_000
@@ -108,7 +108,7 @@ class Views(Consumer):
         with self.client.pipeline(transaction=False) as pipe:
             for account in new:
                 pipe.zcard(self.space.key("account", account))
-            lengths: list[int] = pipe.execute()
+            lengths = counts(pipe.execute(raise_on_error=False))
             over = {
                 a: (n, n + new[a] - self._keep) for a, n in zip(new, lengths, strict=True) if n + new[a] > self._keep
             }

@@ -424,7 +424,7 @@ class TestFull:
 
     @pytest.fixture
     def small(self, single: Server, tmp_path: Path) -> Iterator[ApiProcess]:
-        process = ApiProcess(single.url, tmp_path, prefix=PREFIX, connections_max=self.MOST, streams_max=self.MOST)
+        process = ApiProcess(single.url, tmp_path, prefix=PREFIX, connections_max=self.MOST, streams_each_max=self.MOST)
         with process:
             yield process
 
