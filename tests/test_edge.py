@@ -349,9 +349,9 @@ def test_with_a_good_token_any_uri_is_answered(api: ApiProcess, uri: bytes, cook
 @QUIET
 @given(path=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_path_behind_envoy(api: ApiProcess, path: str) -> None:
-    answer = api.get(f"{AUTHORIZE}/{quote(path)}", token=player("fuzz", device="tv"))
-    assert answer.status_code in (200, 403)
-    assert api.get(f"{AUTHORIZE}/{quote(path)}").status_code == 401
+    url = f"{AUTHORIZE}/{quote(path).replace('.', '%2E')}"  # the client itself would resolve dots
+    assert api.get(url, token=player("fuzz", device="tv")).status_code in (200, 403)
+    assert api.get(url).status_code == 401
 
 
 def bombs() -> list[str]:
