@@ -224,6 +224,28 @@ class RefusedBurst(Attack):
         return [Finding("heartbeats over the limit that were allowed", self.let_in, self.sent, most=0)]
 
 
+class RefusedSteady(Attack):
+    name = "refused-steady"
+    line = "3"
+    what = "an account that is at its limit beats with a new session and device every time"
+
+    async def prepare(self) -> None:
+        self.token = self.target.player("steady", max_streams=1)
+        self.let_in = self.sent = 0
+        await self.beat(self.token, "holder", "holder")
+
+    async def fire(self, n: int) -> None:
+        # The stream that holds the slot goes on, or the slot would be free in the end.
+        if n % 250 == 0:
+            await self.beat(self.token, "holder", "holder")
+            return
+        self.sent += 1
+        self.let_in += allowed(await self.beat(self.token, f"more-{n}", f"device-{n}"))
+
+    async def finish(self) -> list[Finding]:
+        return [Finding("heartbeats over the limit that were allowed", self.let_in, self.sent, most=0)]
+
+
 class GrownSet(Attack):
     name = "grown-account"
     line = "3"
@@ -248,5 +270,5 @@ class NoRule(GrownSet):
 
 
 ALL: tuple[type[Attack], ...] = (
-    StartStopFetch, StartEndFetch, ZapFetch, SupersedeFetch, ForgedName, OrdinaryName, RefusedBurst, GrownSet, NoRule,
+    StartStopFetch, StartEndFetch, ZapFetch, SupersedeFetch, ForgedName, OrdinaryName, RefusedBurst, RefusedSteady, GrownSet, NoRule,
 )  # fmt: skip
