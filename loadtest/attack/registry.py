@@ -8,6 +8,7 @@ from loadtest.attack import (
     fuzz_framing,
     fuzz_tokens,
     more_than_paid,
+    ordinary,
     races,
     reach,
     scarce,
@@ -15,6 +16,6 @@ from loadtest.attack import (
 )
 from loadtest.attack.base import Attack
 
-_PARTS = (more_than_paid, connections, storage, scarce, reach, fuzz_framing, fuzz_tokens, fuzz_bodies, races)
+_PARTS = (ordinary, more_than_paid, connections, storage, scarce, reach, fuzz_framing, fuzz_tokens, fuzz_bodies, races)
 
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for part in _PARTS for attack in part.ALL}
