@@ -259,12 +259,14 @@ class GrownSet(Attack):
     line = "3"
     what = "one account with max_streams 1000 starts a new device with every heartbeat"
     claims: ClassVar[dict[str, object]] = {"max_streams": 1000}
+    stated: ClassVar[dict[str, object]] = {}
+    """More of what a heartbeat says."""
 
     async def prepare(self) -> None:
         self.token = self.target.player("grown", **self.claims)
 
     async def fire(self, n: int) -> None:
-        await self.beat(self.token, f"grown-{n}", f"device-{n}")
+        await self.beat(self.token, f"grown-{n}", f"device-{n}", **self.stated)
 
     async def finish(self) -> list[Finding]:
         answer = await self.ask("GET", "/v1/accounts/grown/sessions", token=self.token)
@@ -275,6 +277,8 @@ class NoRule(GrownSet):
     name = "grown-without-rule"
     what = "one account whose plan's rules match nothing it plays starts a new device with every heartbeat"
     claims: ClassVar[dict[str, object]] = {"plan": "narrow"}
+    # A provider that nobody states matches every rule that selects on one.
+    stated: ClassVar[dict[str, object]] = {"provider": "league-two"}
 
 
 ALL: tuple[type[Attack], ...] = (
