@@ -47,8 +47,10 @@ class Done:
 
     @property
     def server_errors(self) -> int:
-        """Answers 5xx, but for 503, which a bound may be answered with."""
-        return sum(count for status, count in self.statuses.items() if status.startswith("5") and status != "503")
+        """Answers 5xx, but for 503, which a bound may be answered with, and 505, which is said of another version of HTTP."""
+        return sum(
+            count for status, count in self.statuses.items() if status[0] == "5" and status not in ("503", "505")
+        )
 
 
 async def attack_for(attack: Attack) -> Done:

@@ -177,9 +177,6 @@ class Questions(Attack):
         names += [self.random.choice(names)] if names and self.random.random() < 0.1 else []
         query = "&".join(f"{name}={self._value(name)}" for name in names)
         path = self.random.choice(self.paths)
-        # Audits wait for the workers: one in a while.
-        if path == "/v1/audit/blocks" and n % 20:
-            path = "/v1/quality"
         answer = await self.ask("GET", f"{path}?{query}", token=self._token)
         self._inputs += 1
         if answer.status not in _MEANT:

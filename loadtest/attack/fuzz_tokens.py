@@ -95,7 +95,6 @@ class Tokens(Attack):
                 b"\0",
                 b"secret",
                 self._key[:-1],
-                self._key + b"\0\0",
                 hashlib.sha256(self._key).digest(),
                 b"-----BEGIN PUBLIC KEY-----",
             )
