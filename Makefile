@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test lint bench load capacity truth chaos clean
+.PHONY: setup run test lint bench load capacity truth chaos attack clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,9 @@ truth: setup
 
 chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+attack: setup
+	$(BIN)/python -m loadtest.attack $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pulsegate build *.egg-info
