@@ -49,6 +49,7 @@ class Bounded(HttpToolsProtocol):
         self._all = self._door.connections
         self._limits = self._all.limits
         self._fields = self._limits.fields
+        self._quiet = min(self._limits.head_s, self._limits.idle_s)
         self._part = self._all.enter(self)
         self._since = self._all.now
         room = self._all.room()
@@ -58,6 +59,8 @@ class Bounded(HttpToolsProtocol):
 
     def look(self, now: float) -> None:
         waited = now - self._since
+        if waited < self._quiet and self._reading == NOTHING and not self._guest:
+            return  # as nearly always
         if self._reading == NO_MORE and not self._answering():
             if waited > _LINGER_S:
                 self.transport.abort()

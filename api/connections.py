@@ -1,16 +1,15 @@
 """All connections of one API process: how many there may be, and how long each may take over what it does.
 
-One timer for all, however many answers they get: a fraction of them is looked at each time, each about every two seconds.
+One timer for all, however many answers they get: a few of them are looked at each time, each about every two seconds.
 
-When there are as many as may be, one that is missed least gives way to a new one: of those that never sent a whole request the one
-that has been silent or slow for longest, else of the others. Only those that wait for an answer of ours stay. If all do, the new one
+When there are as many as may be, one that is missed little gives way to a new one: of a sample, those that never sent a whole request
+before the others, and whoever has been silent or slow for longer before the rest. Only those that wait for an answer of ours stay. If all do, the new one
 is a *guest*: it may ask whether the process is alive, and is answered 503 otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -20,10 +19,11 @@ from engine.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.25
-_PARTS = 8
+LOOK_S = 1 / 32
+_PARTS = 64
 _GUESTS_MAX = 64
-_VICTIMS = 1_024
+_SEARCHED_MAX = 512
+"""Connections searched at a look for those that may give way: a flood of new ones must not cost a search each."""
 
 
 class Limits(NamedTuple):
@@ -60,7 +60,7 @@ class Connection(Protocol):
 
 
 class Connections:
-    """`now` is the loop's time as of the last look: good to a quarter of a second, and costs nothing."""
+    """`now` is the loop's time as of the last look: good to a few hundredths of a second, and costs nothing."""
 
     def __init__(self, limits: Limits, counted: Callable[[int], None]) -> None:
         self.limits = limits
@@ -72,7 +72,8 @@ class Connections:
         self._entered = self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
         self._victims: list[tuple[tuple[bool, float], int, Connection]] = []
-        self._searched_at = -1.0
+        self._searched = 0
+        self._left = _SEARCHED_MAX
 
     def enter(self, one: Connection) -> int:
         """Counts it; its part, to be handed to `leave`."""
@@ -105,22 +106,31 @@ class Connections:
                 known, _, one = self._victims.pop()
                 if one.missed(self.now) == known:
                     return one
-            if self._searched_at == self.now:
+            if self._left <= 0:
                 return None
-            # At most once a look: a flood of new connections must not cost a search each.
-            self._searched_at = self.now
-            idle = [(found, id(one), one) for part in self._parts for one in part if (found := one.missed(self.now))]
-            self._victims = heapq.nsmallest(_VICTIMS, idle)[::-1]
-            if not idle:
-                return None
+            self._search()
+
+    def _search(self) -> None:
+        """The quarter of the next few parts that is missed least, those last that may go first."""
+        found: list[tuple[tuple[bool, float], int, Connection]] = []
+        for _ in range(_PARTS):
+            self._searched = (self._searched + 1) % _PARTS
+            part = self._parts[self._searched]
+            self._left -= len(part) + 1
+            found += [(known, id(one), one) for one in part if (known := one.missed(self.now))]
+            if self._left <= 0:
+                break
+        self._victims = sorted(found)[: -(-len(found) // 4)][::-1]
 
     def _look(self) -> None:
         self.now = self._loop.time()
+        self._left = _SEARCHED_MAX
         self._turn = (self._turn + 1) % _PARTS
         for one in tuple(self._parts[self._turn]):
             try:
                 one.look(self.now)
             except Exception:
                 log.exception("connection")
-        self._counted(self.count)
+        if self._turn == 0 or not self.count:
+            self._counted(self.count)
         self._timer = self._loop.call_later(LOOK_S, self._look) if self.count else None
