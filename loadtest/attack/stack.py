@@ -36,8 +36,9 @@ provider = "league-one"
 """`narrow` has rules that match nothing an attacker plays."""
 _TENTH = {
     "INTERVAL_MS": 1_000, "LIFETIME_MS": 3_000, "SEGMENT_MS": 3_000, "MANIFEST_MS": 3_000, "LEFT_MS": 6_000,
-    "STRAGGLE_MS": 500, "GUARD_MS": 6_000, "UNPROVEN_MS": 12_000, "SUPERSEDE_REFILL_MS": 1_000,
+    "STRAGGLE_MS": 500, "GUARD_MS": 6_000, "UNPROVEN_MS": 12_000, "SUPERSEDE_REFILL_MS": 1_000, "SUPERSEDE_BURST": 3,
 }  # fmt: skip
+"""What a device may share (a burst times a refill, ten minutes by default) is three seconds, or an attack would have to last that long."""
 
 
 @dataclass(frozen=True)
