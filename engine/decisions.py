@@ -111,7 +111,10 @@ class Decisions:
         """A heartbeat without events, without a task that waits: `tell` is called with its decision, or with None where only
         `heartbeat` can give one. False (and `tell` is never called) if that is known now. Raises PulsegateError; AccountBusy is the
         answer, whatever else is known of it."""
-        if self._inflight >= self._settings.inflight_max or claims.account in self.quotas.starts.over:
+        if self._inflight >= self._settings.inflight_max:
+            return False
+        if claims.account in self.quotas.starts.over:
+            self._check_busy(claims.account)
             return False
         keys, args, interval = self._heartbeat_call(claims, beat, body, [], "")
         self._check_busy(claims.account)
