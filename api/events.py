@@ -41,6 +41,8 @@ class Events:
 
     async def _take(self, claims: Claims, body: bytes) -> Response:
         services, settings = self._services, self._services.settings
+        if claims.account:
+            services.decisions.quotas.check(claims.account)
         # Events are checked one by one, so that a bad one costs the others nothing.
         batch = decode(_batch, body, whole=False)
         check_printable(batch)
@@ -49,7 +51,8 @@ class Events:
         if len(batch.events) > settings.events_max:
             raise BadRequest(f"events: at most {settings.events_max} at once", field="events")
         account = claims.account_or(batch.account)
-        services.decisions.quotas.check(account)
+        if not claims.account:
+            services.decisions.quotas.check(account)
         stated = _stated(claims, batch)
         if claims.profiles is not None:
             stated["profile"] = await self._profile(claims, account, batch)

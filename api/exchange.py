@@ -16,8 +16,10 @@ from typing import Any, NamedTuple, Protocol
 from starlette.types import ASGIApp, Message, Scope
 
 from api.connections import Connections
-from api.http import INTERNAL, RawHeaders, error_answer, log_bug, request_id
+from api.http import INTERNAL, Cors, RawHeaders, error_answer, log_bug, request_id
 from api.joined import Joined
+from engine.errors import PulsegateError
+from engine.log import log_failure
 from engine.tokens import Claims
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,14 @@ class Exchange:
         task = owner.loop.create_task(self._run())
         owner.tasks.add(task)
         task.add_done_callback(owner.tasks.discard)
+
+    def refuse(self, error: PulsegateError, cors: Cors) -> None:
+        """What the route would answer."""
+        identity = request_id(self.headers)
+        status, body, headers = error_answer(error)
+        headers = [*headers, _length(body), *(cors.headers(self.origin) if self.origin is not None else ())]
+        log_failure(HEARTBEATS.decode(), status, identity, body)
+        self._whole(status, [*headers, (b"x-request-id", identity.encode())], body)
 
     def fail(self, error: Exception) -> None:
         """A bug of ours, which ends this heartbeat and nothing else."""

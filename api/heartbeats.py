@@ -13,7 +13,7 @@ from api.direct import Direct
 from api.exchange import Exchange
 from api.http import bearer, read_body, request_id
 from engine.decisions import Decision
-from engine.errors import PulsegateError
+from engine.errors import AccountBusy, PulsegateError
 from engine.tokens import Claims
 from engine.tracking import Rejected, sift
 from engine.wire import Heartbeat, decode_events, decode_heartbeat
@@ -73,6 +73,11 @@ class Heartbeats(Direct):
                     services.metrics.answered(ROUTE, 500, perf_counter() - exchange.started)
 
             return services.decisions.submit(claims, beat, exchange.body, tell)
+        except AccountBusy as error:
+            # What a burst of one account is answered must cost the others next to nothing.
+            exchange.refuse(error, services.cors)
+            services.metrics.answered(ROUTE, 429, perf_counter() - exchange.started)
+            return True
         except PulsegateError:
             return False
 

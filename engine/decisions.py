@@ -77,6 +77,7 @@ class Decisions:
         self._signal = scripts.load("signal")
         self._sessions = scripts.load("sessions")
         self._remember = scripts.load("remembered")
+        self._running = scripts.load("running")
         self._track = scripts.load("track")
         self._viewers = scripts.load("viewers")
         self._counting: set[asyncio.Future[Any]] = set()
@@ -108,11 +109,15 @@ class Decisions:
 
     def submit(self, claims: Claims, beat: Heartbeat, body: bytes, tell: Callable[[Decision | None], None]) -> bool:
         """A heartbeat without events, without a task that waits: `tell` is called with its decision, or with None where only
-        `heartbeat` can give one. False (and `tell` is never called) if that is known now. Raises PulsegateError."""
-        starts = self.quotas.starts
-        if self._inflight >= self._settings.inflight_max or self._busy(claims.account) or claims.account in starts.over:
+        `heartbeat` can give one. False (and `tell` is never called) if that is known now. Raises PulsegateError; AccountBusy is the
+        answer, whatever else is known of it."""
+        if self._inflight >= self._settings.inflight_max:
+            return False
+        if claims.account in self.quotas.starts.over:
+            self._check_busy(claims.account)
             return False
         keys, args, interval = self._heartbeat_call(claims, beat, body, [], "")
+        self._check_busy(claims.account)
         if not self._executor.submit(self._heartbeat, keys, args, _Submitted(self, claims, beat, interval, tell)):
             return False
         self._enter(claims.account)
@@ -354,9 +359,7 @@ class Decisions:
         if self._inflight >= self._settings.inflight_max:
             self._metrics.overloaded.inc()
             raise Overloaded("too many decisions under way")
-        if self._busy(account):
-            self._metrics.overloaded.inc()
-            raise AccountBusy("too many calls of this account under way", field="account")
+        self._check_busy(account)
         self._enter(account)
         started = perf_counter()
         try:
@@ -367,8 +370,10 @@ class Decisions:
 
     # One account's calls must not fill the queue that all others wait in.
 
-    def _busy(self, account: str) -> bool:
-        return self._under_way.get(account, 0) >= self._settings.account_inflight_max
+    def _check_busy(self, account: str) -> None:
+        if self._under_way.get(account, 0) >= self._settings.account_inflight_max:
+            self._metrics.overloaded.inc()
+            raise AccountBusy("too many calls of this account under way", field="account")
 
     def _enter(self, account: str) -> None:
         self._inflight += 1
@@ -407,12 +412,11 @@ class Decisions:
         if not wait:
             return
         try:
-            running = await self.sessions(account)
+            args = (*self._common(account), session, device, content)
+            if await self._run(self._running, (self._keys.account(account).leases,), args):
+                return
         except Unavailable:
             return
-        for item in running:
-            if item["content"] == content and session in ("", item["session"]) and device in ("", item["device"]):
-                return
         raise self.quotas.refuse_start(wait)
 
     def _counted(self, task: asyncio.Future[Any]) -> None:

@@ -50,8 +50,8 @@ async def peer(talk: Peer) -> AsyncIterator[Address]:
 
 
 @asynccontextmanager
-async def connected(address: Address) -> AsyncIterator[Connection]:
-    connection = Connection(address, timeout_ms=TIMEOUT_MS, silent_ms=SILENT_MS, retry_ms=20)
+async def connected(address: Address, timeout_ms: int = TIMEOUT_MS) -> AsyncIterator[Connection]:
+    connection = Connection(address, timeout_ms=timeout_ms, silent_ms=2 * timeout_ms, retry_ms=20)
     await asyncio.wait_for(connection.open(), 5)
     connection.settle()
     try:
@@ -88,7 +88,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_replies_find_their_calls_in_order() -> None:
     async def go() -> None:
-        async with peer(echo) as address, connected(address) as connection:
+        async with peer(echo) as address, connected(address, 15_000) as connection:
             answers = await asyncio.gather(*(connection.call("ECHO", str(n)) for n in range(5000)))
             assert answers == [str(n).encode() for n in range(5000)]
 

@@ -24,7 +24,8 @@ from loadtest.attack.base import Attack, Finding, Target
 from loadtest.attack.registry import ATTACKS
 from loadtest.capacity.ticker import Ticker
 
-_PATIENCE_S = 20.0
+_PATIENCE_S = 30.0
+_CLOSING_S = 0.05
 
 
 @dataclass
@@ -93,6 +94,8 @@ async def attack_for(attack: Attack) -> Done:
     done.findings = [asdict(finding) for finding in await attack.finish()]
     done.statuses, done.errors = dict(attack.statuses), dict(errors)
     attack.pool.close()
+    # What was closed is let go of in the loop's next turns.
+    await asyncio.sleep(_CLOSING_S)
     return done
 
 

@@ -82,7 +82,7 @@ class Attack(ABC):
         self.target, self.rate, self.seconds = target, rate, seconds
         self.random = random.Random(seed)
         self.statuses: Counter[str] = Counter()
-        self.pool = Pool(target.base, most=self.connections, timeout_s=10.0)
+        self.pool = Pool(target.base, most=self.connections, timeout_s=25.0)
         self._numbers = itertools.count(int(time.time() * 1000))
 
     async def prepare(self) -> None:

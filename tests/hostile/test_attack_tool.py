@@ -1,102 +1,97 @@
-"""`make attack`: what it asks, counts and says. One attack runs for real, for a second; no time is judged."""
+"""`make attack` can be run, and so can every attack of it. What they find is not judged here: other tests of this directory do."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from loadtest.attack.__main__ import main
-from loadtest.attack.attacker import Done
+from engine.embedded import Server
+from loadtest.attack.attacker import Done, attack_for
+from loadtest.attack.base import Attack, Finding, Target
 from loadtest.attack.bystander import Seen
-from loadtest.attack.fuzz_bodies import changed
-from loadtest.attack.fuzz_framing import chunks, cut
 from loadtest.attack.registry import ATTACKS
-from loadtest.attack.report import Grown, Result, classes, summary
-from loadtest.attack.wires import SILENT, Reply
-from tests.servers import ROOT, clean_env
+from loadtest.attack.report import Grown, Result, summary
+from tests.servers import ROOT, SECRET, ApiProcess, clean_env
 
-QUIET = Grown(0, 0)
-
-
-def result(with_: Seen, done: Done, without: Seen | None = None) -> Result:
-    return Result(ATTACKS["one-packet"], without or Seen(beats=10, p99_ms=2), with_, done, QUIET, QUIET)
+ALONE = [name for name, attack in ATTACKS.items() if not attack.workers]
 
 
-def test_every_line_of_a_client_has_an_attack() -> None:
-    assert {attack.line for attack in ATTACKS.values()} >= {
-        str(line) for line in (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
-    }
-    assert all(attack.what and attack.holds for attack in ATTACKS.values())
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loadtest.attack", *args]
+    return subprocess.run(command, cwd=ROOT, env=clean_env(), capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_list_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list"]) == 0
-    listed = capsys.readouterr().out
-    assert all(name in listed for name in ATTACKS)
+def test_it_measures_a_bystander_without_and_with_an_attack(tmp_path: Path) -> None:
+    file = tmp_path / "attack.json"
+    done = run("--only", "odd-heads", "--seconds", "1", "--rate", "20", "--beats", "20", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "odd-heads" in done.stdout
+    [seen] = json.loads(file.read_text())
+    assert seen["attack"] == "odd-heads"
+    assert seen["without"]["beats"] > 0
+    assert seen["with"]["beats"] > 0
+    assert sum(seen["done"]["statuses"].values()) + seen["done"]["not_sent"] + seen["done"]["hung"] == 20
+    assert seen["done"]["errors"] == {}
+    assert seen["done"]["findings"]
 
 
-@pytest.mark.parametrize("wrong", [["--only", "no-such"], ["--seconds", "0"], ["--rate", "-1"], ["--beats", "0"]])
-def test_wrong_use_is_2(wrong: list[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(wrong)
-    assert left.value.code == 2
+def test_it_lists_what_there_is_and_refuses_what_there_is_not() -> None:
+    listed = run("--list")
+    assert listed.returncode == 0
+    assert all(name in listed.stdout for name in ATTACKS)
+    unknown = run("--only", "nonsense")
+    assert unknown.returncode == 2
+    assert "nonsense" in unknown.stderr
 
 
-def test_a_second_of_one_packet_for_real(tmp_path: Path) -> None:
-    written = tmp_path / "attack.json"
-    command = [
-        sys.executable, "-m", "loadtest.attack", "--only", "one-packet", "--seconds", "1", "--rate", "20", "--beats", "20",
-        "--json", str(written),
-    ]  # fmt: skip
-    ran = subprocess.run(command, cwd=ROOT, env=clean_env(), capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 0, ran.stderr
-    (found,) = json.loads(written.read_text())
-    assert (found["without"]["beats"], found["with"]["beats"]) == (20, 20)
-    assert sum(found["done"]["statuses"].values()) == 20
-    assert found["done"]["errors"] == {}
-    assert found["api_bytes"]["before"] > 0
-    assert found["redis_bytes"]["before"] > 0
-    assert "one-packet" in ran.stdout
+def test_every_attack_that_needs_no_workers_can_be_made(single: Server, tmp_path: Path, prefix: str) -> None:
+    async def all_of_them(base: str) -> dict[str, Done]:
+        async def one(name: str) -> Done:
+            attack = ATTACKS[name](Target(base, SECRET), 20, 0.5, 1)
+            await attack.prepare()
+            return await attack_for(attack)
+
+        return dict(zip(ALONE, await asyncio.gather(*map(one, ALONE)), strict=True))
+
+    with ApiProcess(single.url, tmp_path, prefix=prefix) as api:
+        seen = asyncio.run(all_of_them(api.base))
+    assert {name: done.errors for name, done in seen.items() if done.errors} == {}
 
 
-def test_what_misses_a_goal_is_said() -> None:
-    assert result(Seen(beats=10, p99_ms=6), Done(statuses={"200": 9, "503": 1})).missed == []
-    seen = Seen(beats=10, degraded=1, let_in=2, refused=1, unanswered=4, p99_ms=7)
-    done = Done(statuses={"500": 5, "200": 1}, hung=6, findings=[{"what": "let in", "count": 7, "of": 9, "most": 0}])
-    missed = result(seen, done).missed
-    assert missed == [
-        "degraded 1", "wrong 3", "unanswered 4", "5xx 5", "without an end 6", "p99 × 3.5", "let in: 7 of 9 (goal 0)",
-    ]  # fmt: skip
-    assert "NOT HELD: degraded 1" in summary([result(seen, done)])
+class TestReport:
+    RESULT = Result(
+        ATTACKS["stops"], Seen(beats=9, p99_ms=2.0), Seen(beats=9, p99_ms=5.0), Done(10, {"204": 100}), Grown(10, 20), Grown(5, 5)
+    )  # fmt: skip
+
+    def test_held(self) -> None:
+        assert self.RESULT.missed == []
+        assert "2xx 100" in summary([self.RESULT])
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"with_": Seen(beats=9, degraded=1)}, "degraded 1"),
+            ({"with_": Seen(beats=9, let_in=2, refused=1)}, "wrong 3"),
+            ({"with_": Seen(beats=9, unanswered=1)}, "unanswered 1"),
+            ({"with_": Seen(beats=9, p99_ms=7.0)}, "p99 × 3.5"),
+            ({"done": Done(10, {"500": 2, "503": 3, "reset": 1})}, "5xx 2"),
+            ({"done": Done(hung=1)}, "without an end 1"),
+            ({"done": Done(findings=[vars(Finding("let in", 1, 7, most=0))])}, "let in: 1 of 7 (goal 0)"),
+        ],
+    )
+    def test_not_held(self, changes: dict[str, object], said: str) -> None:
+        result = replace(self.RESULT, **changes)  # type: ignore[arg-type]
+        assert result.missed == [said]
+        assert f"NOT HELD: {said}" in summary([result])
 
 
-def test_statuses_by_class() -> None:
-    assert classes({"200": 3, "204": 1, "429": 2, "reset": 5}) == "2xx 4, 429 2, reset 5"
-
-
-def test_answers_are_told_apart_on_a_wire() -> None:
-    one = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Request-Id: a\r\n\r\nhi"
-    reply = Reply(one + one.replace(b"200", b"400"), "")
-    assert (reply.statuses, reply.ids, reply.bodies) == ([200, 400], ["a", "a"], [b"hi", b"hi"])
-    assert Reply(b"", "").all_said == ["closed"]
-    assert Reply(b"HTTP/1.1 200 OK\r\n", SILENT).all_said == [SILENT]
-
-
-def test_the_same_seed_makes_the_same_inputs() -> None:
-    def made(seed: int) -> list[object]:
-        chance = random.Random(seed)
-        return [[changed(chance, {"a": [1, {"b": 2}], "c": "d"}), cut(chance.random, b"x" * 90, 9)] for _ in range(200)]
-
-    assert repr(made(3)) == repr(made(3)) != repr(made(4))
-
-
-def test_pieces_and_chunks_hold_the_whole_text() -> None:
-    chance, text = random.Random(1), bytes(range(256))
-    for _ in range(50):
-        assert b"".join(cut(chance.random, text, 12)) == text
-    assert chunks(lambda low, high: high, b"y" * 81) == b"50\r\n" + b"y" * 80 + b"\r\n1\r\ny\r\n0\r\n\r\n"
+def test_names_are_told_apart() -> None:
+    kinds: set[type[Attack]] = set(ATTACKS.values())
+    assert len(kinds) == len(ATTACKS)
+    assert all(attack.name == name and attack.line and attack.what for name, attack in ATTACKS.items())
