@@ -40,7 +40,8 @@ class Joined:
         """An answer with its body."""
         if self._held:
             self.flush()
-        self._put(data)
+        if not self._over and not self.is_closing():
+            self._write(data)
 
     def _put(self, data: bytes) -> None:
         if not self._over and not self.is_closing():

@@ -21,7 +21,7 @@ from engine.keys import Keys
 from engine.metrics import Metrics
 from engine.outages import Outage
 from engine.plans import Matched, PlanFile
-from engine.quotas import ENTRY, Quotas
+from engine.quotas import ENTRY, Quotas, Use
 from engine.scripts import Arg, Executor
 from engine.settings import Settings
 from engine.spool import Spool
@@ -63,7 +63,6 @@ class Decisions:
         self._thresholds = Thresholds.of(settings)
         self.quotas = Quotas(settings, metrics, outage, clock)
         self._inflight = 0
-        self._under_way: dict[str, int] = {}
         self._unreal_at = -_UNREAL_S
         """When a decision was last given without Redis (s, monotonic), if none was given by it since."""
         self._lifetimes = {
@@ -93,7 +92,7 @@ class Decisions:
         """
         if at == "" and claims.account in self.quotas.starts.over:
             await self._check_start(claims.account, beat.session, beat.device, beat.content)
-        keys, args, interval = self._heartbeat_call(claims, beat, body, events, at)
+        keys, args, interval = self._heartbeat_call(claims, beat, body, events, at, self.quotas.use(claims.account))
         try:
             reply = await self._run(self._heartbeat, keys, args)
         except Unavailable:
@@ -111,20 +110,23 @@ class Decisions:
         """A heartbeat without events, without a task that waits: `tell` is called with its decision, or with None where only
         `heartbeat` can give one. False (and `tell` is never called) if that is known now. Raises PulsegateError; AccountBusy is the
         answer, whatever else is known of it."""
+        account, quotas = claims.account, self.quotas
         if self._inflight >= self._settings.inflight_max:
             return False
-        if claims.account in self.quotas.starts.over:
-            self._check_busy(claims.account)
+        if account in quotas.starts.over:
+            quotas.check_busy(quotas.use(account))
             return False
-        keys, args, interval = self._heartbeat_call(claims, beat, body, [], "")
-        self._check_busy(claims.account)
-        if not self._executor.submit(self._heartbeat, keys, args, _Submitted(self, claims, beat, interval, tell)):
+        use = quotas.use(account)
+        keys, args, interval = self._heartbeat_call(claims, beat, body, [], "", use)
+        quotas.check_busy(use)
+        if not self._executor.submit(self._heartbeat, keys, args, _Submitted(self, claims, beat, interval, use, tell)):
             return False
-        self._enter(claims.account)
+        self._inflight += 1
+        use.under_way += 1
         return True
 
     def _heartbeat_call(
-        self, claims: Claims, beat: Heartbeat, body: bytes, events: list[tuple[str, bytes]], at: Arg
+        self, claims: Claims, beat: Heartbeat, body: bytes, events: list[tuple[str, bytes]], at: Arg, use: Use
     ) -> tuple[tuple[str, ...], tuple[Arg, ...], int]:
         """(keys, arguments, the interval to promise in ms) of a heartbeat's script call."""
         account = claims.account
@@ -150,7 +152,7 @@ class Decisions:
         for name, data in events:
             extra += (name, common + data + b"}")
             count += len(common) + len(data) + ENTRY
-        if at == "" and not self.quotas.beat(account, count):
+        if at == "" and not self.quotas.beat(use, count):
             written, extra = b"", []
         elif self._outage.thinned(k.base):
             written, extra = b"", [] if self._outage.full else extra
@@ -244,7 +246,8 @@ class Decisions:
         who = orjson.dumps({"account": signal.account, "profile": signal.profile, "device": device})[1:-1]
         what = {"content": signal.content, "kind": named.kind or signal.kind, "v": 1}
         body = orjson.dumps(what)[1:-1] + b',"data":' + data + b"}"
-        written = self.quotas.beat(signal.account, len(who) + len(body)) and not self._outage.thinned(k.base)
+        use = self.quotas.use(signal.account)
+        written = self.quotas.beat(use, len(who) + len(body)) and not self._outage.thinned(k.base)
         args = (
             *self._common(signal.account), signal.session, born, ident, RANKS[signal.evidence], lifetime,
             "" if signal.at is None else signal.at, matched.policy, self._settings.unmatched,
@@ -355,35 +358,20 @@ class Decisions:
         return self._now(), account, tuning
 
     async def _run(self, script: scripts.Script, keys: tuple[str, ...], args: tuple[Arg, ...]) -> Any:
-        account = str(args[1])
         if self._inflight >= self._settings.inflight_max:
             self._metrics.overloaded.inc()
             raise Overloaded("too many decisions under way")
-        self._check_busy(account)
-        self._enter(account)
+        use = self.quotas.use(str(args[1]))
+        self.quotas.check_busy(use)
+        self._inflight += 1
+        use.under_way += 1
         started = perf_counter()
         try:
             return await self._executor.run(script, keys, args)
         finally:
-            self._leave(account)
+            self._inflight -= 1
+            use.under_way -= 1
             self._metrics.redis_took(perf_counter() - started)
-
-    # One account's calls must not fill the queue that all others wait in.
-
-    def _check_busy(self, account: str) -> None:
-        if self._under_way.get(account, 0) >= self._settings.account_inflight_max:
-            self._metrics.overloaded.inc()
-            raise AccountBusy("too many calls of this account under way", field="account")
-
-    def _enter(self, account: str) -> None:
-        self._inflight += 1
-        self._under_way[account] = self._under_way.get(account, 0) + 1
-
-    def _leave(self, account: str) -> None:
-        self._inflight -= 1
-        left = self._under_way.pop(account) - 1
-        if left:
-            self._under_way[account] = left
 
     def _count_viewer(self, account: str, content: str, reply: list[Any] | int) -> None:
         """Where the reply says so, counts the account among a content's distinct viewers, without waiting for it: one that is
@@ -564,12 +552,13 @@ class Decisions:
 class _Submitted:
     """Takes the reply to a submitted heartbeat in place of a future."""
 
-    __slots__ = ("_beat", "_claims", "_decisions", "_interval", "_started", "_tell")
+    __slots__ = ("_beat", "_claims", "_decisions", "_interval", "_started", "_tell", "_use")
 
     def __init__(
-        self, decisions: Decisions, claims: Claims, beat: Heartbeat, interval: int, tell: Callable[[Decision | None], None]
+        self, decisions: Decisions, claims: Claims, beat: Heartbeat, interval: int, use: Use, tell: Callable[[Decision | None], None]
     ) -> None:  # fmt: skip
-        self._decisions, self._claims, self._beat, self._interval, self._tell = decisions, claims, beat, interval, tell
+        self._decisions, self._claims, self._beat, self._interval = decisions, claims, beat, interval
+        self._use, self._tell = use, tell
         self._started = perf_counter()
 
     def done(self) -> bool:
@@ -577,19 +566,22 @@ class _Submitted:
 
     def set_result(self, reply: Any) -> None:
         decisions, beat, claims = self._decisions, self._beat, self._claims
-        decisions._leave(claims.account)
+        decisions._inflight -= 1
+        self._use.under_way -= 1
         decisions._metrics.redis_took(perf_counter() - self._started)
         decision = None
-        if isinstance(reply, int | list):
-            try:
+        # Nothing may be raised to the connection that serves all: asked again, `heartbeat` says what is wrong.
+        try:
+            if type(reply) is int:  # nearly always
+                if reply < 0:
+                    decisions._count_viewer(claims.account, beat.content, reply)
+                decision = decisions._decision(beat.session, claims, reply, self._interval, beat.seq)
+            elif isinstance(reply, list) and reply[0] != OTHER_PROFILE:
                 decisions._count_viewer(claims.account, beat.content, reply)
-                # Nothing may be raised to the connection that serves all: asked again, `heartbeat` says what is wrong.
-                foreign = not isinstance(reply, int) and reply[0] == OTHER_PROFILE
-                if not foreign:
-                    decisions._count_start(claims.account, reply)
-                    decision = decisions._decision(beat.session, claims, reply, self._interval, beat.seq)
-            except Exception:
-                log.exception("reply")  # `heartbeat` asks once more
+                decisions._count_start(claims.account, reply)
+                decision = decisions._decision(beat.session, claims, reply, self._interval, beat.seq)
+        except Exception:
+            log.exception("reply")
         self._tell(decision)
 
     def set_exception(self, error: BaseException) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from math import ceil
 
-from engine.errors import Overloaded, OverQuota
+from engine.errors import AccountBusy, Overloaded, OverQuota
 from engine.metrics import Metrics
 from engine.outages import Outage
 from engine.settings import Settings
@@ -62,6 +62,15 @@ class Bucket:
         return max(0.0, left)
 
 
+class Use:
+    """Of one account, in these ten seconds: its calls to Redis that are under way, and the bytes of its heartbeats that were appended."""
+
+    __slots__ = ("appended", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way = self.appended = 0
+
+
 class Quotas:
     """One per API process. `outage.full` says that Redis has little memory left."""
 
@@ -71,7 +80,8 @@ class Quotas:
         self._metrics, self._outage, self._clock = metrics, outage, clock
         self._told = Bucket(settings.quota_bytes, settings.quota_bytes_per_s, clock)
         self.starts = Bucket(settings.quota_starts, settings.quota_starts_per_min / 60, clock)
-        self._beats: dict[str, int] = {}
+        self._uses: dict[str, Use] = {}
+        self._under_way_max = settings.account_inflight_max
         self._beats_max, self._beats_until = settings.quota_beats_bytes, clock() + _WINDOW_S
 
     # what is told
@@ -98,27 +108,40 @@ class Quotas:
             return False
         return True
 
-    # heartbeats
+    # what is under way, and heartbeats
 
-    def beat(self, account: str, count: int) -> bool:
+    def use(self, account: str) -> Use:
+        """What the account uses now."""
+        use = self._uses.get(account)
+        if use is None:
+            use = self._uses[account] = Use()
+        return use
+
+    def check_busy(self, use: Use) -> None:
+        """Raises AccountBusy if the account has as much under way as it may: its calls must not fill the queue that all others wait in."""
+        if use.under_way >= self._under_way_max:
+            self._metrics.overloaded.inc()
+            raise AccountBusy("too many calls of this account under way", field="account")
+
+    def beat(self, use: Use, count: int) -> bool:
         """Whether a heartbeat of so many bytes may be appended."""
-        beats = self._beats
-        written = beats[account] = beats.get(account, 0) + count
-        if written <= self._beats_max:
+        use.appended += count
+        if use.appended <= self._beats_max:
             return True
         if self.turn():
-            beats[account] = count
+            use.appended = count
             return True
         self.refused("heartbeats")
         return False
 
     def turn(self) -> bool:
-        """Begins the next ten seconds of heartbeats if these are over; whether they are."""
+        """Begins the next ten seconds if these are over; whether they are. Calls that are under way then are not counted any more, which
+        lets an account have twice as many for a moment, and nobody look at all accounts."""
         now = self._clock()
         if now < self._beats_until:
             return False
         self._beats_until = now + _WINDOW_S
-        self._beats.clear()
+        self._uses.clear()
         return True
 
     # starts

@@ -37,13 +37,12 @@ local call, fmt, ARGV = redis.call, string.format, ARGV
 -- Eight records are all of most accounts'; the others of a large one are read only if this is none of the eight, and nothing twice.
 local text, read = find(KEYS[1], session, '0', '7')
 local whole = #read < 8
-local function read_on()
-  local found, rest = find(KEYS[1], session, '8', '-1')
+if not text and not whole then
+  local rest
+  text, rest = find(KEYS[1], session, '8', '-1')
   for i = 1, #rest do read[#read + 1] = rest[i] end
   whole = true
-  return found
 end
-if not text and not whole then text = read_on() end
 if ARGV[13] ~= '' then text = nil end
 if text then
   local last_seq, since, was, position, furthest, watched, ttl, seldom, life, ordinal, started, held = string.match(text,
@@ -95,7 +94,10 @@ end
 
 -- @include tuning record account judge view progress reply
 
-if not whole then read_on() end
+if not whole then
+  local _, rest = find(KEYS[1], session, '8', '-1')
+  for i = 1, #rest do read[#read + 1] = rest[i] end
+end
 load(read)
 local policy = parse_policy(ARGV[12])
 local ask = {session = session, ident = ident, policy = policy, at = at_or_now(ARGV[13]), player = true,

@@ -103,7 +103,7 @@ def test_a_busy_account_in_a_backends_batch_costs_the_others_nothing(single: Ser
         )
 
         async def go() -> Any:
-            world.decisions._enter("busy")  # as if a call of its own took for ever
+            world.decisions.quotas.use("busy").under_way = 1  # as if a call of its own took for ever
             return await asyncio.wait_for(world.decisions.signals([(busy, b"{}"), (other, b"{}"), (busy, b"{}")]), 30)
 
         first, second, third = world.run(go())
