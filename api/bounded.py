@@ -48,7 +48,7 @@ class Bounded(HttpToolsProtocol):
         self._door = self.app_state["door"]
         self._all = self._door.connections
         self._limits = self._all.limits
-        self._fields = self._limits.fields
+        self._fields, self._head_bytes = self._limits.fields, self._limits.head_bytes
         self._quiet = min(self._limits.head_s, self._limits.idle_s)
         self._part = self._all.enter(self)
         self._since = self._all.now

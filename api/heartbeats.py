@@ -66,8 +66,14 @@ class Heartbeats(Direct):
                 try:
                     if decision is None:
                         exchange.hand_over()
-                    else:
-                        self._tell(exchange, beat, decision)
+                        return
+                    if (claims.account, beat.session) not in services.visitors.beating:
+                        services.visitors.beat(exchange.scope, claims.account, beat.session, decision)
+                    headers = [] if exchange.origin is None else services.cors.headers(exchange.origin)
+                    if b"x-request-id" in exchange.found:
+                        headers.append((b"x-request-id", request_id(exchange.headers).encode()))
+                    exchange.answer(orjson.dumps(decision), headers)
+                    services.metrics.answered(ROUTE, 200, perf_counter() - exchange.started)
                 except Exception as error:
                     exchange.fail(error)
                     services.metrics.answered(ROUTE, 500, perf_counter() - exchange.started)
@@ -80,16 +86,6 @@ class Heartbeats(Direct):
             return True
         except PulsegateError:
             return False
-
-    def _tell(self, exchange: Exchange, beat: Heartbeat, decision: Decision) -> None:
-        services, account = self.services, exchange.claims.account
-        if (account, beat.session) not in services.visitors.beating:
-            services.visitors.beat(exchange.scope, account, beat.session, decision)
-        headers = [] if exchange.origin is None else services.cors.headers(exchange.origin)
-        if b"x-request-id" in exchange.found:
-            headers.append((b"x-request-id", request_id(exchange.headers).encode()))
-        exchange.answer(orjson.dumps(decision), headers)
-        services.metrics.answered(ROUTE, 200, perf_counter() - exchange.started)
 
     async def _keep(self, claims: Claims, beat: Heartbeat, bad: list[Rejected]) -> None:
         """Keeps its bad events, with the view they belong to if Redis can be asked. Raises nothing."""

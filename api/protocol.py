@@ -142,7 +142,7 @@ class Protocol(Bounded):
         except httptools.HttpParserError as error:
             if self._reading != NO_MORE:
                 self._refuse(self._judged(error))
-        if self._unseen > self._limits.head_bytes and self._reading != NO_MORE:
+        if self._unseen > self._head_bytes and self._reading != NO_MORE:
             self._refuse(LARGE)
 
     def _judged(self, error: httptools.HttpParserError) -> Refusal:
@@ -160,16 +160,13 @@ class Protocol(Bounded):
         self._since = self._all.now
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        headers = self.headers
-        if len(headers) >= self._fields:
-            self._stop(LARGE)
-        headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         headers, self.headers = self.headers, []  # what follows the body is no header of it
         found = dict(headers)
-        limit, seen, self._unseen = self._limits.head_bytes, self._unseen, 0
-        if seen > limit and size(self.url, headers) > limit:
+        seen, self._unseen = self._unseen, 0
+        if len(headers) > self._fields or (seen > self._head_bytes and size(self.url, headers) > self._head_bytes):
             self._stop(LARGE)
         if self.url == HEARTBEATS and len(found) == len(headers):
             claims = self._exchanged(found)
@@ -191,8 +188,9 @@ class Protocol(Bounded):
         """Whose heartbeat it is, if it can be an exchange: HTTP asks for nothing more than one knows, nobody waits, the body is not too
         long, and the token was seen before."""
         parser, door, length = self.parser, self._door, found.get(b"content-length", b"")
+        running = self._running
         if (
-            self._answering()
+            (running is not None and not running.response_complete)
             or self._guest
             or not _UNUSUAL.isdisjoint(found)
             or b"host" not in found

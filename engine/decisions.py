@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from time import monotonic, perf_counter, time
 from typing import Any
 
@@ -53,6 +54,8 @@ class Decisions:
     ) -> None:  # fmt: skip
         self._executor = executor
         self._keys = keys
+        # Who beats is known for as long as its token; to make an account's keys anew each time costs a microsecond.
+        self._account = lru_cache(maxsize=max(1, settings.token_cache))(keys.account)
         self._settings = settings
         self._plans = plans
         self._metrics = metrics
@@ -116,9 +119,10 @@ class Decisions:
         if account in quotas.starts.over:
             quotas.check_busy(quotas.use(account))
             return False
-        use = quotas.use(account)
+        use = quotas.known(account) or quotas.use(account)
         keys, args, interval = self._heartbeat_call(claims, beat, body, [], "", use)
-        quotas.check_busy(use)
+        if use.under_way >= quotas.under_way_max:
+            quotas.check_busy(use)
         if not self._executor.submit(self._heartbeat, keys, args, _Submitted(self, claims, beat, interval, use, tell)):
             return False
         self._inflight += 1
@@ -139,7 +143,7 @@ class Decisions:
             claims.device_type or beat.device_type,
         )
         matched = self._match(claims, kind, provider, device_type, beat.content)
-        k = self._keys.account(account)
+        k = self._account(account)
         stretch = self._stretch()
         interval = int(self._settings.interval_ms * stretch)
         common = orjson.dumps({
@@ -176,7 +180,7 @@ class Decisions:
         device = self._device(claims, device)
         attributes = attributes | {"profile": claims.profile_or(attributes.get("profile", ""))}
         ident, matched = self._ident(claims, device, content, kind, attributes)
-        k = self._keys.account(claims.account)
+        k = self._account(claims.account)
         args = (*self._common(claims.account), session, ident, self._policy(claims, matched))
         try:
             reply = await self._run(self._check, (k.leases, k.deadlines, k.outbox), args)
@@ -188,7 +192,7 @@ class Decisions:
         """Ends the session's view and frees its slots; whether there was one. Raises Forbidden for a session of another profile than
         the token's, Unavailable."""
         account = claims.account_or(stop.account)
-        k = self._keys.account(account)
+        k = self._account(account)
         args = (
             *self._common(account),
             session,
@@ -205,7 +209,7 @@ class Decisions:
     async def takeover(self, claims: Claims, session: str, ask: Takeover) -> Decision:
         """Stops the stream the viewer chose and starts this one. Raises Conflict, Forbidden, NotFound, Unavailable."""
         account = claims.account_or(ask.account)
-        k = self._keys.account(account)
+        k = self._account(account)
         if wait := self.quotas.starts.wait_s(account):
             raise self.quotas.refuse_start(wait)
         if ask.request_id:
@@ -230,7 +234,7 @@ class Decisions:
         attributes = {"provider": signal.provider, "device_type": signal.device_type, "profile": signal.profile}
         named = claims or Claims(account=signal.account, plan=signal.plan, max_streams=signal.max_streams)
         ident, matched = self._ident(named, device, signal.content, signal.kind, attributes)
-        k = self._keys.account(signal.account)
+        k = self._account(signal.account)
         born = names.backend_session(device, signal.content)
         if signal.content and signal.account in self.quotas.starts.over:
             try:
@@ -289,7 +293,7 @@ class Decisions:
 
     async def sessions(self, account: str) -> list[dict[str, Any]]:
         """The account's running sessions, longest running first. Raises Unavailable."""
-        k = self._keys.account(account)
+        k = self._account(account)
         items = orjson.loads(await self._run(self._sessions, (k.leases, k.deadlines), self._common(account)))
         for item in items:
             item["state"] = STATE_NAMES[item["state"]]
@@ -321,7 +325,7 @@ class Decisions:
         if triples:
             self.quotas.tell(account, sum(ENTRY + len(event[2]) for event in events))
         told = tracking.Told(session, fill, triples=triples)
-        keys, args = told.call(self._keys.account(account), self._common(account), self._settings.outbox_high)
+        keys, args = told.call(self._account(account), self._common(account), self._settings.outbox_high)
         reply = await self._run(self._track, keys, args)
         self._metrics.overloaded.inc(1 if reply[0] else 0)
         return tracking.fate(reply)
@@ -330,7 +334,7 @@ class Decisions:
         """Appends an event that once found its outbox full, as it is; False while there is no room. Raises Unavailable."""
         told = tracking.Told(triples=tracking.whole(event.encode()))
         account = str(orjson.loads(event)["account"])
-        keys, args = told.call(self._keys.account(account), self._common(account), self._settings.outbox_high)
+        keys, args = told.call(self._account(account), self._common(account), self._settings.outbox_high)
         try:
             tracking.fate(await self._run(self._track, keys, args))
         except Overloaded:
@@ -401,7 +405,7 @@ class Decisions:
             return
         try:
             args = (*self._common(account), session, device, content)
-            if await self._run(self._running, (self._keys.account(account).leases,), args):
+            if await self._run(self._running, (self._account(account).leases,), args):
                 return
         except Unavailable:
             return
@@ -475,7 +479,7 @@ class Decisions:
         return self._ident(claims, self._device(claims, device), content, kind, attributes)
 
     async def _remembered(self, account: str, session: str) -> dict[str, str]:
-        k = self._keys.account(account)
+        k = self._account(account)
         args = (*self._common(account), session)
         text = await self._run(self._remember, (k.leases,), args)
         names = ("device", "content", "kind", "device_type", "provider", "profile")

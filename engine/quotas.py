@@ -81,7 +81,9 @@ class Quotas:
         self._told = Bucket(settings.quota_bytes, settings.quota_bytes_per_s, clock)
         self.starts = Bucket(settings.quota_starts, settings.quota_starts_per_min / 60, clock)
         self._uses: dict[str, Use] = {}
-        self._under_way_max = settings.account_inflight_max
+        self.known = self._uses.get
+        """What an account uses, if anything; else `use` it. Saves a heartbeat a call."""
+        self.under_way_max = settings.account_inflight_max
         self._beats_max, self._beats_until = settings.quota_beats_bytes, clock() + _WINDOW_S
 
     # what is told
@@ -119,7 +121,7 @@ class Quotas:
 
     def check_busy(self, use: Use) -> None:
         """Raises AccountBusy if the account has as much under way as it may: its calls must not fill the queue that all others wait in."""
-        if use.under_way >= self._under_way_max:
+        if use.under_way >= self.under_way_max:
             self._metrics.overloaded.inc()
             raise AccountBusy("too many calls of this account under way", field="account")
 
