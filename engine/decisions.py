@@ -427,8 +427,12 @@ class Decisions:
 
     def _completed(self, beat: Heartbeat) -> str:
         """'1' if the beat's position completes its title, as the script wants it."""
+        if beat.position is None or (
+            not beat.credits and beat.position < self._thresholds.completed_least_ratio * (beat.duration or 0)
+        ):
+            return ""  # as nearly always
         point = completed_point(beat.duration, beat.credits, self._thresholds)
-        return "1" if point is not None and beat.position is not None and beat.position >= point else ""
+        return "1" if point is not None and beat.position >= point else ""
 
     @staticmethod
     def _device(claims: Claims, named: str) -> str:
