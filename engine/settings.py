@@ -70,7 +70,7 @@ class Settings:
         "files and directories that Pulsegate makes are its user's only (0600, 0700); false: as the process's umask says",
     )
     account_inflight_max: int = _f(
-        32, "decisions of one account under way per API process before that account alone is answered 429", low=1
+        16, "decisions of one account under way per API process before that account alone is answered 429", low=1
     )
     connections_max: int = _f(
         20_000,
