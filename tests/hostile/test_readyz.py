@@ -122,15 +122,18 @@ def test_at_maxmemory_decisions_are_real(server: Server, tmp_path: Path, prefix:
 
 def test_a_read_only_connection_is_given_up(server: Server, tmp_path: Path, prefix: str) -> None:
     """A name that leads to a new primary by now is asked again."""
-    with ApiProcess(server.url, tmp_path, prefix=prefix), Redis(port=server.port) as client:
-        before = {int(each["id"]) for each in client.client_list()}
+    with ApiProcess(server.url, tmp_path, prefix=prefix) as api, Redis(port=server.port) as client:
+
+        def deciding() -> set[int]:
+            return {int(each["id"]) for each in client.client_list() if each["cmd"] == "evalsha"}
+
+        before = wait_for(deciding, "a connection that has run a script")
         client.execute_command("REPLICAOF", "127.0.0.1", "1")
-
-        def anew() -> bool:
-            decided = [each for each in client.client_list() if each["cmd"] == "evalsha"]
-            return any(int(each["id"]) not in before for each in decided)
-
-        wait_for(anew, "decisions go over a connection of their own again")
+        wait_for(lambda: before - {int(each["id"]) for each in client.client_list()}, "it is given up")
+        client.execute_command("REPLICAOF", "NO", "ONE")
+        wait_for(lambda: api.get("/readyz").status_code == 200, "green on a new one")
+        assert api.beat(player("ann", max_streams=1), "tv", "tv")["degraded"] is False
+        assert deciding() - before
 
 
 def test_each_node_of_a_cluster_is_asked(tmp_path: Path, prefix: str) -> None:
