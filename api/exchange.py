@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -29,7 +30,8 @@ _JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %
 CLOSE = (b"connection", b"close")
 
 
-class Door(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Door:
     """What the protocol needs of the application; the lifespan's state has it."""
 
     known: Callable[[bytes | None], Claims | None]
@@ -57,31 +59,26 @@ class Owner(Protocol):
 
 class Exchange:
     """A heartbeat and its answer, in the place of uvicorn's cycle: those attributes that have no underscore and no comment are
-    the ones that are looked at there."""
+    the ones that are looked at there. What most heartbeats have alike is the class's."""
 
-    __slots__ = (
-        "_head", "_owner", "_route", "body", "claims", "disconnected", "found", "headers", "keep_alive", "message_event", "origin",
-        "parts", "response_complete", "started",
-    )  # fmt: skip
+    _head: Message | None = None
+    body = b""  # whole, when it begins
+    started = 0.0  # s, of `perf_counter`: when its body was there
     response_started = False
+    response_complete = False
+    disconnected = False
+    keep_alive = True
+    message_event: Any
 
     def __init__(
         self, owner: Owner, route: ASGIApp, claims: Claims, headers: RawHeaders, found: dict[bytes, bytes]
     ) -> None:
         self._owner = owner
         self._route = route
-        self._head: Message | None = None
         self.claims = claims  # of its token, verified before the body was read
         self.headers = headers  # in lower case
         self.found = found  # the same, by name
-        self.origin = found.get(b"origin")
         self.parts: list[bytes] = []  # of the body, as they come
-        self.body = b""  # whole, when it begins
-        self.started = 0.0  # s, of `perf_counter`: when its body was there
-        self.response_complete = False
-        self.disconnected = False
-        self.keep_alive = True
-        self.message_event = _NOTHING
 
     @property
     def scope(self) -> Scope:
@@ -108,7 +105,8 @@ class Exchange:
         """What the route would answer."""
         identity = request_id(self.headers)
         status, body, headers = error_answer(error)
-        headers = [*headers, _length(body), *(cors.headers(self.origin) if self.origin is not None else ())]
+        origin = self.found.get(b"origin")
+        headers = [*headers, _length(body), *(cors.headers(origin) if origin is not None else ())]
         log_failure(HEARTBEATS.decode(), status, identity, body)
         self._whole(status, [*headers, (b"x-request-id", identity.encode())], body)
 
@@ -181,4 +179,4 @@ class _Nothing:
     def set(self) -> None: ...
 
 
-_NOTHING = _Nothing()
+Exchange.message_event = _Nothing()

@@ -69,8 +69,10 @@ class Heartbeats(Direct):
                         return
                     if (claims.account, beat.session) not in services.visitors.beating:
                         services.visitors.beat(exchange.scope, claims.account, beat.session, decision)
-                    headers = [] if exchange.origin is None else services.cors.headers(exchange.origin)
-                    if b"x-request-id" in exchange.found:
+                    found = exchange.found
+                    origin = found.get(b"origin")
+                    headers = [] if origin is None else services.cors.headers(origin)
+                    if b"x-request-id" in found:
                         headers.append((b"x-request-id", request_id(exchange.headers).encode()))
                     exchange.answer(orjson.dumps(decision), headers)
                     services.metrics.answered(ROUTE, 200, perf_counter() - exchange.started)

@@ -195,11 +195,12 @@ class Protocol(Bounded):
             or not _UNUSUAL.isdisjoint(found)
             or b"host" not in found
             or parser.get_method() != b"POST"
-            or parser.get_http_version() != "1.1"
+            # Without saying so, no other version of HTTP keeps a connection.
             or not parser.should_keep_alive()
+            or (b"connection" in found and parser.get_http_version() != "1.1")
             or self.flow.write_paused
-            or len(length) > _LENGTH_DIGITS
             or not length.isdigit()
+            or len(length) > _LENGTH_DIGITS
             or int(length) > door.body_max
         ):
             return None

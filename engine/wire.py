@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections.abc import Callable
 from itertools import accumulate
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import orjson
@@ -46,6 +47,9 @@ OWN_DEVICE = f"^{names.DEVICE_MARK}"
 NewSession = Annotated[Id, Meta(extra_json_schema={"not": {"pattern": OWN_SESSION}})]
 NewDevice = Annotated[Id, Meta(extra_json_schema={"not": {"pattern": OWN_DEVICE}})]
 """Names that may begin something: none of Pulsegate's own (engine/names.py), which the decoders' callers check."""
+_Scalar = bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | str | None
+Plain = _Scalar | dict[str, _Scalar] | list[_Scalar]
+"""JSON without nesting, and with numbers that every reader has."""
 Seconds = Annotated[float, Meta(ge=0, le=1e8)]
 Millis = Annotated[
     int,
@@ -171,11 +175,10 @@ class Revocation(Struct):
 
 T = TypeVar("T")
 _heartbeat = msgspec.json.Decoder(Heartbeat)
-_known_fields: msgspec.json.Decoder[Heartbeat] = msgspec.json.Decoder(
-    msgspec.defstruct("OrdinaryHeartbeat", [], bases=(Heartbeat,), forbid_unknown_fields=True)
-)
 _kept_heartbeat = msgspec.json.Decoder(KeptHeartbeat)
 _SESSION_FIRST = names.SESSION_FIRST
+_OWN_MAX = 32
+_UNKNOWN = re.compile(r"Object contains unknown field `([^`]{1,64})`")
 _event = msgspec.json.Decoder(PlayerEvent)
 _NO_MARKS = bytes(set(range(256)) - set(b'"[]{}'))
 _STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
@@ -183,17 +186,58 @@ _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _KEY = re.compile(r"required field `([^`]+)`|unknown field `([^`]+)`")
 
 
+class _OnePass:
+    """Reads heartbeats of which the decoder skips nothing: no events, only fields that it knows. The players of a deployment have
+    fields of their own, the same ones in every heartbeat, so the first 32 that are met are known from then on."""
+
+    def __init__(self) -> None:
+        self._own: list[str] = []
+        self._make()
+
+    def _make(self) -> None:
+        own = {f"own_{place}": name for place, name in enumerate(self._own)}
+        kind = msgspec.defstruct(
+            "OrdinaryHeartbeat", [(field, Plain | UnsetType, UNSET) for field in ("quality", *own)], bases=(Heartbeat,),
+            forbid_unknown_fields=True, rename=own,
+        )  # fmt: skip
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
+
+    def read(self, body: bytes) -> Heartbeat | str:
+        """The heartbeat; or why it is none that can be read so."""
+        if b'"events"' in body:
+            return ""
+        try:
+            beat: Heartbeat = self._decode(body)
+        except msgspec.MsgspecError as error:
+            return str(error)
+        return beat
+
+    def learn(self, why: str) -> None:
+        """`read` has said so of a heartbeat that is sound."""
+        unknown = _UNKNOWN.fullmatch(why)
+        if unknown and len(self._own) < _OWN_MAX:
+            self._own.append(unknown[1])
+            self._make()
+
+
+_one_pass = _OnePass()
+
+
 def decode_heartbeat(body: bytes) -> Heartbeat:
     """Raises BadRequest that names the field."""
     # JSON has no raw control characters, so an ASCII body without escapes and DEL holds printable strings only.
     ordinary = body.isascii() and b"\\" not in body and b"\x7f" not in body
-    beat = _ordinary(body) if ordinary else None
-    if beat is None:
+    read = _one_pass.read(body) if ordinary else ""
+    if isinstance(read, str):
         beat = decode(_heartbeat, body)
-        if not ordinary:
+        if ordinary:
+            _one_pass.learn(read)
+        else:
             for name in ("session", "device", "content", "profile", "device_type", "provider"):
                 if not getattr(beat, name).isprintable():
                     raise BadRequest(f"{name} must be printable characters", field=name)
+    else:
+        beat = read
     # Asked of every heartbeat, so this only tells nearly all of them from those that are worth a look.
     if beat.session[0] in _SESSION_FIRST or ":" in beat.device:
         names.check_session(beat.session)
@@ -201,16 +245,6 @@ def decode_heartbeat(body: bytes) -> Heartbeat:
     if beat.position is None and beat.kind == "vod":
         raise BadRequest("position is required for vod", field="position")
     return beat
-
-
-def _ordinary(body: bytes) -> Heartbeat | None:
-    """A heartbeat of known fields that hold no JSON of their own: there is nothing in it that the decoder skips. Else None."""
-    if b'"quality"' in body or b'"events"' in body:
-        return None
-    try:
-        return _known_fields.decode(body)
-    except msgspec.MsgspecError:
-        return None
 
 
 def decode_kept_heartbeat(body: bytes) -> Heartbeat:
