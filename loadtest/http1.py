@@ -45,6 +45,7 @@ class Pool:
         self._queue: deque[tuple[bytes, asyncio.Future[Answer]]] = deque()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def send(
         self, method: str, path: str, body: bytes = b"", headers: bytes = b"", token: str = ""
@@ -63,6 +64,9 @@ class Pool:
             body,
         )
         future: asyncio.Future[Answer] = self._loop.create_future()
+        if self._closed:
+            future.set_result(Answer(0, b"closed"))
+            return future
         if self._idle:
             self._idle.pop().request(text, future)
         else:
@@ -77,6 +81,8 @@ class Pool:
         return future
 
     def close(self) -> None:
+        """What is under way fails, and what is still being opened closes as soon as it is open."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -101,6 +107,9 @@ class Pool:
 
     def opened(self, connection: _Connection) -> None:
         self._opening -= 1
+        if self._closed:
+            connection.fail("closed")
+            return
         self._open.add(connection)
         self.free(connection)
 

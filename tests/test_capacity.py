@@ -28,6 +28,7 @@ from loadtest.capacity.timeline import Timeline
 from loadtest.capacity.verdict import Normal, Plan, Result, Views, views_of
 from loadtest.capacity.wire import bytes_a_heartbeat
 from loadtest.http1 import Pool
+from tests.listener import listening
 from tests.servers import ROOT, clean_env
 
 COSTS = Costs(
@@ -178,34 +179,17 @@ ALLOW = b'{"decision":"allow","degraded":false}'
 async def tiny(answer: Answerer) -> AsyncIterator[int]:
     """An HTTP server: `answer` gets head and body, and gives status and body."""
 
-    connections: set[asyncio.Task[None]] = set()
-
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        connections.add(task)
-        try:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 length = re.search(r"(?i)content-length: (\d+)", head)
                 body = await reader.readexactly(int(length[1]) if length else 0)
                 status, text = await answer(head + body.decode())
                 writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(text), text))
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+    async with listening(serve) as (_, port):
+        yield port
 
 
 def test_a_stalled_server_shows_in_latency_from_the_schedule() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +23,17 @@ from engine.marks import Marks
 from engine.multiplex import Address, Connection
 from engine.router import Router, connect
 from tests.harness import World, start_cluster
+from tests.listener import Serve, listening
 
-Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 TIMEOUT_MS = 300
 SILENT_MS = 600
 
 
 @asynccontextmanager
-async def peer(talk: Peer) -> AsyncIterator[Address]:
+async def peer(talk: Serve) -> AsyncIterator[Address]:
     """A server of ours on loopback that says what the test wants."""
-    writers: list[asyncio.StreamWriter] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        await talk(reader, writer)
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield Address(*server.sockets[0].getsockname())
-    finally:
-        server.close()
-        for writer in writers:
-            writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
+    async with listening(talk) as address:
+        yield Address(*address)
 
 
 @asynccontextmanager

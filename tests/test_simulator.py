@@ -25,6 +25,7 @@ from loadtest.simulator.run import Options, Run, RunError
 from loadtest.simulator.truth import Truth
 from loadtest.truth.deployment import Deployment, deployment
 from loadtest.truth.truth import Truth as Read
+from tests.listener import listening
 
 SECRET = "the secret of the tests, 32 bytes or more"
 LIFETIME_MS = 30_000
@@ -422,6 +423,25 @@ class TestCommand:
         (run,) = of(lines, "run")
         assert run["parts"][0][1] - run["parts"][0][0] == 1_000
         assert of(lines, "request")
+
+
+def test_a_pool_that_closes_leaves_no_connection_that_was_still_opening() -> None:
+    async def go() -> None:
+        ended = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert await reader.read() == b""
+            ended.set()
+
+        async with listening(serve) as (host, port):
+            pool = Pool(f"http://{host}:{port}")
+            answer = pool.send("GET", "/")
+            pool.close()
+            assert (await answer).status == 0
+            await ended.wait()
+            assert (await pool.send("GET", "/")).status == 0
+
+    asyncio.run(asyncio.wait_for(go(), 30))
 
 
 class TestRealEngine:
