@@ -26,6 +26,8 @@ PREFIX = "contract"
 ORIGIN = "https://player.example"
 REQUESTS = 150
 BODY_MAX = Settings().body_max_bytes
+SEGMENT = 8_192
+"""What is longer may come in pieces; an answer before the last piece of a chunked body ends the connection."""
 
 Framing = Callable[[list[str], bytes], bytes]
 
@@ -231,6 +233,9 @@ def test_one_contract(api: ApiProcess, seed: int) -> None:
         told.append(answers)
         counted.append(_since(before, _counters(api)))
     for (lines, body, quick), (_, _, slow) in zip(*told, strict=True):
+        if len(body) > SEGMENT:
+            for _, headers, _ in (quick, slow):
+                headers.pop("connection", None)
         assert quick == slow, (lines, body)
     assert counted[0] == counted[1]
     assert {quick[0] for _, _, quick in told[0]} >= {200, 400, 401}
