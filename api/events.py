@@ -41,8 +41,6 @@ class Events:
 
     async def _take(self, claims: Claims, body: bytes) -> Response:
         services, settings = self._services, self._services.settings
-        if claims.account:
-            services.decisions.quotas.check(claims.account)
         # Events are checked one by one, so that a bad one costs the others nothing.
         batch = decode(_batch, body, whole=False)
         check_printable(batch)
@@ -70,9 +68,12 @@ class Events:
         return json_response(answer, 202)
 
     def _verified(self, token: str) -> Claims:
-        """Raises Unauthorized, Forbidden."""
+        """Whose events these are; an account that may tell nothing now is refused before its body is read. Raises Unauthorized, Forbidden,
+        Overloaded."""
         claims = self._services.tokens.verify(token, grace_s=self._services.settings.token_grace_s)
-        if not claims.account:
+        if claims.account:
+            self._services.decisions.quotas.check(claims.account)
+        else:
             claims.require("signals")
         return claims
 

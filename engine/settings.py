@@ -114,7 +114,7 @@ class Settings:
     record_keep_ms: int = _f(1_800_000, "finished sessions are remembered", low=1000)
     records_max: int = _f(64, "finished sessions remembered per account", low=1, high=1000)
     sessions_max: int = _f(
-        100,
+        32,
         "streams an account may run at once whatever its plan or token says; the next is refused by rule `account`",
         low=8,
         high=1000,

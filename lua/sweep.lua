@@ -27,8 +27,9 @@ local function look(name)
   account, leases_key, now = name, base .. 'leases:' .. name, server_now
   load()
   ended_views = ended_views + reap({})
-  for _, r in pairs(records) do
-    if r.status ~= 'r' and due(r) <= now then forget(r) end
+  for i = #aged, 1, -1 do
+    if due(aged[i]) > now then break end
+    if aged[i].status ~= 'r' then forget(aged[i]) end
   end
   settle(true)
 end

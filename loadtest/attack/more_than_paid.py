@@ -281,6 +281,36 @@ class NoRule(GrownSet):
     stated: ClassVar[dict[str, object]] = {"provider": "league-two"}
 
 
+class FullOfEnded(Attack):
+    """All that one account can make a decision read, again and again."""
+
+    name = "full-account"
+    line = "3"
+    what = "an account that remembers as much as it may pauses, goes on, is refused and asks, a new thing every time"
+    _ended: ClassVar[int] = 100
+
+    async def prepare(self) -> None:
+        self.token = self.target.player("full-account", max_streams=1)
+        for n in range(self._ended):
+            await self.beat(self.token, f"ended-{n}", "one-device")
+            await self.ask("POST", f"/v1/sessions/ended-{n}/stop", token=self.token)
+        self.let_in = self.sent = 0
+        await self.beat(self.token, "holder", "holder")
+
+    async def fire(self, n: int) -> None:
+        if n % 2:
+            await self.beat(self.token, "holder", "holder", state="paused" if n % 4 == 1 else "playing")
+        elif n % 4:
+            self.sent += 1
+            self.let_in += allowed(await self.beat(self.token, "refused", "one-device"))
+        else:
+            headers = f"X-Original-URI: /vod/film/{n}.ts\r\n".encode()
+            await self.ask("GET", "/v1/edge/authorize", token=self.token, headers=headers)
+
+    async def finish(self) -> list[Finding]:
+        return [Finding("heartbeats over the limit that were allowed", self.let_in, self.sent, most=0)]
+
+
 ALL: tuple[type[Attack], ...] = (
-    StartStopFetch, StartEndFetch, ZapFetch, SupersedeFetch, ForgedName, OrdinaryName, RefusedBurst, RefusedSteady, GrownSet, NoRule,
+    StartStopFetch, StartEndFetch, ZapFetch, SupersedeFetch, ForgedName, OrdinaryName, RefusedBurst, RefusedSteady, GrownSet, NoRule, FullOfEnded,
 )  # fmt: skip

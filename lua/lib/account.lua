@@ -5,6 +5,7 @@
 -- account found by the sweep) are built here, under the same hash tag.
 local base = string.sub(deadlines_key, 1, -10)
 local records, texts, dirty, held, before, changed = {}, {}, {}, {}, {}, false
+local aged = {} -- what is not running, as it was read: newest first
 
 -- Accounts due within the same quarter of a second share a set: a third of what a place in a sorted set costs. An
 -- account may stand in several; the sweep that finds it alive puts it into the one of its next deadline.
@@ -59,14 +60,19 @@ local function write_counts()
   end
 end
 
--- Reads the account, unless the caller has it read (`found`). What is no record is left alone.
+-- Reads the account, unless the caller has it read (`found`): latest lease first, then what is over, oldest first. What is no record is
+-- left alone.
+local NEWEST = 4
 local function load(found)
-  records, texts, dirty, held, before, changed = {}, {}, {}, {}, {}, false
-  for _, text in ipairs(found or redis.call('ZRANGE', leases_key, '0', '-1')) do
-    local r = read_record(text)
+  records, texts, dirty, held, before, changed, aged = {}, {}, {}, {}, {}, false, {}
+  local all, ends = found or redis.call('ZREVRANGE', leases_key, '0', '-1'), 0
+  for i = #all, 1, -1 do
+    local r = read_record(all[i], ends < NEWEST)
     if r then
-      records[r.session], texts[r.session] = r, text
-      now = math.max(now, r.seen, r.ended)
+      records[r.session], texts[r.session] = r, all[i]
+      if r.status == 'e' then ends = ends + 1 end
+      if r.status ~= 'r' then r.place, aged[#aged + 1] = i, r end
+      if not unread(r) then now = math.max(now, r.seen, r.ended) end
     end
   end
   before = count(-1)
@@ -75,11 +81,12 @@ end
 -- Evidence counts from when it happened, never from the future.
 local function at_or_now(text) return math.min(tonumber(text) or now, now) end
 
--- The latest of what the account's records carry for the account.
+-- The latest of what the account's records carry for the account. Whatever ends carries on what was before it, so none but the newest need
+-- be asked (several may have ended at once).
 local function most_of(name)
   local most = 0
   for _, r in pairs(records) do
-    if r.status ~= 'b' then most = math.max(most, r[name]) end
+    if not unread(r) and r.status ~= 'b' then most = math.max(most, r[name]) end
   end
   return most
 end
@@ -139,12 +146,23 @@ local function due(r)
   return r.ended + tune.keep
 end
 
+-- Whether `a` is forgotten before `b`: by when they are due, which is how they were read (`place`) unless they have changed since.
+local function sooner(a, b)
+  if a.place ~= b.place then return a.place and (not b.place or a.place < b.place) end
+  return due(a) < due(b) or (due(a) == due(b) and a.session > b.session)
+end
+
 -- Of finished records the newest `most` are kept, whatever the plan; a quarter of them may be refusals, which only say that their
 -- block was told.
 local function forget_oldest(finished, most)
-  if #finished <= most then return end
-  table.sort(finished, function(a, b) return due(a) > due(b) or (due(a) == due(b) and a.session < b.session) end)
-  for i = most + 1, #finished do forget(finished[i]) end
+  for left = #finished, most + 1, -1 do
+    local oldest = 1
+    for i = 2, left do
+      if sooner(finished[i], finished[oldest]) then oldest = i end
+    end
+    forget(finished[oldest])
+    finished[oldest] = finished[left]
+  end
 end
 
 -- Writes what changed, keeps the number of finished records bounded, and notes the account's next deadline. Where nothing changed, the
@@ -154,13 +172,14 @@ local function settle(always)
   for _, r in pairs(records) do
     if r.status == 'b' then
       refused[#refused + 1] = r
+    elseif r.status ~= 'r' then
+      finished[#finished + 1] = r
     else
-      local away = r.status == 'r' and r.paused > 0 and now >= r.paused + tune.paused_keep and 1 or 0
+      local away = r.paused > 0 and now >= r.paused + tune.paused_keep and 1 or 0
       if away ~= r.away then
         r.away = away
         save(r)
       end
-      if r.status ~= 'r' then finished[#finished + 1] = r end
     end
   end
   local refusals = math.min(#refused, math.max(1, math.floor(tune.most / 4)))
@@ -173,7 +192,16 @@ local function settle(always)
     if texts[session] and texts[session] ~= text then redis.call('ZREM', leases_key, texts[session]) end
   end
   write_counts()
-  for _, r in pairs(records) do soonest = math.min(soonest or due(r), due(r)) end
+  -- Of those that are as they were read, the oldest is due first.
+  local oldest
+  for _, r in pairs(records) do
+    if r.status == 'r' or not r.place then
+      soonest = math.min(soonest or due(r), due(r))
+    elseif not oldest or r.place < oldest.place then
+      oldest = r
+    end
+  end
+  if oldest then soonest = math.min(soonest or due(oldest), due(oldest)) end
   if soonest then
     local tick = string.format('%d', math.floor(soonest / TICK))
     redis.call('ZADD', deadlines_key, tick, tick)

@@ -135,10 +135,15 @@ end
 
 -- Superseding is free for who zaps, but not without end: two players behind one device id that name a new session
 -- each time would be two streams. A device owes `refill` ms for each, and may owe `burst` of them.
+local DEBT = '^[^\n]*\n[^\n]*\n' .. string.rep('[^\t\n]*\t', 15) .. '(%d+)\t(%d+)'
 local function debt_of(device)
   local debt = 0
   for _, r in pairs(records) do
-    if r.status ~= 'b' and r.device == device then debt = math.max(debt, r.debt - (now - r.debt_at)) end
+    if r.status ~= 'b' and r.device == device then
+      local owed, at
+      if unread(r) then owed, at = string.match(unread(r), DEBT) else owed, at = r.debt, r.debt_at end
+      if owed then debt = math.max(debt, owed - (now - at)) end
+    end
   end
   return debt
 end
@@ -150,7 +155,15 @@ local function affords(debt) return debt + tune.refill <= tune.burst * tune.refi
 local SHARE_COST = 10
 local function may_share() return most_of('shared') - now <= SHARE_COST * tune.burst * tune.refill end
 local function share(r, ms)
-  r.shared = math.max(now, most_of('shared')) + SHARE_COST * math.max(0, ms)
+  local shared = math.max(now, most_of('shared')) + SHARE_COST * math.max(0, ms)
+  -- Of what is over only the newest is asked.
+  for _, other in ipairs(r.status == 'e' and aged or {}) do
+    if other.status == 'e' then
+      r = other
+      break
+    end
+  end
+  r.shared = shared
   save(r)
 end
 
@@ -179,7 +192,7 @@ local function candidate(ask, me)
   ask.debt = debt_of(ask.device)
   for _, r in pairs(records) do
     if r.status ~= 'b' and r.device == ask.device and r.session ~= ask.session then
-      if ask.player and r.origin == 's' and r.content == ask.content and (r.status == 'r' or r.status == 't') then
+      if ask.player and (r.status == 'r' or r.status == 't') and r.origin == 's' and r.content == ask.content then
         ask.adopted = r
         ask.freed[r.session] = true
         ask.proven = math.max(ask.proven, r.proven)

@@ -61,7 +61,8 @@ local function match(ask, linked)
   end
   if found and found.status ~= 'e' then return found, false end
   for _, r in pairs(records) do
-    if WEIGHT[r.status] and r.device == ask.device and ask.content ~= '' and r.left == ask.content and
+    local maybe = not unread(r) or string.find(unread(r), ask.content, 1, true)
+    if WEIGHT[r.status] and r.device == ask.device and ask.content ~= '' and maybe and r.left == ask.content and
         (ask.at <= r.left_at or ask.at < most_of('spared')) then return r, true end
   end
   if found and LEFT[found.reason] then
@@ -112,7 +113,7 @@ local function rides(ask, born, lifetime, back)
   end
   local free = may_share()
   share(player, ask.at - t.seen)
-  t.seen = math.max(t.seen, ask.at)
+  t.seen, t.place = math.max(t.seen, ask.at), nil
   save(t)
   ask.alone, ask.session = true, born
   return free and not (t.seen > t.started + 2 * tune.interval and player.seen > t.started + 2 * tune.interval), t

@@ -16,7 +16,13 @@ local TEXT = {state = true, origin = true, reason = true, by = true, rule = true
 -- One pattern a line: a set of records is read at every decision, and a field at a time costs twice as much.
 local ID = '([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t([^\t\n]*)\t?([^\t\n]*)'
 local RECORD = '^([^\n]*)\n(%-?%d+)\t(%-?%d+)\t([^\t\n]*)\t(%d*)\t(%d*)\t(%d+)\t(%d*)\t(%d*)\t?(%d*)\t?(%d*)\n([^\n])([^\n]*)\n(' .. ID .. ')$'
-local LIVES = '^([^\t]*)' .. string.rep('\t?([^\t]*)', #LIFE - 1) .. '$'
+local BEGUN = '^([^\t]*)' .. string.rep('\t?([^\t]*)', 5) .. '\t?(.*)$'
+local SINCE = '^([^\t]*)' .. string.rep('\t?([^\t]*)', #LIFE - 7) .. '$'
+
+-- What a record has not: most have few of the later fields, and every one that is set costs all who read the account.
+local NONE = {revision = 0, run = 0, proven = 0, paused = 0, ended = 0, reason = '', by = '', rule = '', debt = 0, debt_at = 0, left = '',
+  left_at = 0, signal_at = 0, signal_rank = 0, away = 0, spared = 0, shared = 0}
+local RECORDS = {__index = NONE}
 
 local function read_ident(r)
   local duration
@@ -24,45 +30,61 @@ local function read_ident(r)
   r.duration = duration ~= '' and duration or nil
 end
 
-local function number(text) return text ~= '' and tonumber(text) or 0 end
+local match, tonumber, setmetatable = string.match, tonumber, setmetatable
+local function number(text) return text ~= '' and tonumber(text) or nil end
 
 -- nil for what is no record.
 local function parse(text)
   local session, seq, seen, state, position, furthest, watched, ttl, interval, completed, still, status, life, ident, device, content,
-    kind, device_type, provider, profile, rules, duration = string.match(text, RECORD)
+    kind, device_type, provider, profile, rules, duration = match(text, RECORD)
   if not session then return nil end
-  local ordinal, rank, blocked, started, origin, beaten, admitted, revision, run, proven, paused, ended, reason, by, rule, debt, debt_at,
-    left, left_at, signal_at, signal_rank, away, spared, shared = string.match(life, LIVES)
-  if not ordinal then return nil end
-  started = number(started)
-  seen, ttl = started + seen, number(ttl)
-  return {
+  local ordinal, rank, blocked, started, origin, beaten, since = match(life, BEGUN)
+  started = started ~= '' and tonumber(started) or 0
+  seen, ttl = started + seen, ttl ~= '' and ttl + 0 or 0
+  local r = {
     session = session, status = status, ident = ident, device = device, content = content, kind = kind, device_type = device_type,
     provider = provider, profile = profile, rules = rules, duration = duration ~= '' and duration or nil,
-    seq = tonumber(seq), seen = seen, was = seen, state = state, position = position ~= '' and tonumber(position) or nil,
-    furthest = number(furthest ~= '' and furthest or position), watched = tonumber(watched), ttl = ttl, expires = seen + ttl,
-    interval = interval ~= '' and tonumber(interval) or tune.interval, completed = number(completed), still = number(still),
-    ordinal = number(ordinal), rank = number(rank), blocked = blocked, started = started, origin = origin, beaten = number(beaten),
-    admitted = admitted ~= '' and tonumber(admitted) or started, revision = number(revision), run = number(run), proven = number(proven),
-    paused = number(paused), ended = number(ended), reason = reason, by = by, rule = rule, debt = number(debt), debt_at = number(debt_at),
-    left = left, left_at = number(left_at), signal_at = number(signal_at), signal_rank = number(signal_rank), away = number(away),
-    spared = number(spared), shared = number(shared),
+    seq = seq + 0, seen = seen, was = seen, state = state, position = position ~= '' and position + 0 or nil,
+    furthest = furthest ~= '' and furthest + 0 or position ~= '' and position + 0 or 0, watched = watched + 0, ttl = ttl, expires = seen + ttl,
+    interval = interval ~= '' and interval + 0 or tune.interval, completed = completed ~= '' and completed + 0 or 0,
+    still = still ~= '' and still + 0 or 0, ordinal = ordinal ~= '' and tonumber(ordinal) or 0, rank = rank ~= '' and tonumber(rank) or 0,
+    blocked = blocked, started = started, origin = origin, beaten = beaten ~= '' and tonumber(beaten) or 0, admitted = started,
   }
+  if since ~= '' then
+    local admitted, revision, run, proven, paused, ended, reason, by, rule, debt, debt_at, left, left_at, signal_at, signal_rank, away,
+      spared, shared = match(since, SINCE)
+    if not admitted then return nil end
+    r.admitted, r.revision, r.run, r.proven = number(admitted) or started, number(revision), number(run), number(proven)
+    r.paused, r.ended, r.reason, r.by, r.rule = number(paused), number(ended), reason, by, rule
+    r.debt, r.debt_at, r.left, r.left_at = number(debt), number(debt_at), left, number(left_at)
+    r.signal_at, r.signal_rank, r.away = number(signal_at), number(signal_rank), number(away)
+    r.spared, r.shared = number(spared), number(shared)
+  end
+  return setmetatable(r, RECORDS)
 end
 
--- A refusal's record is seldom asked for more than that it is there; only then is the rest read. (It alone has a beat that ends with
--- two empty fields.)
-local REFUSED = {__index = function(r, name)
-  setmetatable(r, nil)
-  for key, value in pairs(parse(r.text)) do
-    if r[key] == nil then r[key] = value end
+-- What is over is seldom asked for more than whose it was, and an account may have much of it: only then is the rest read.
+local GONE = '^([^\n]*)\n[^\n]*\n([eb])[^\n]*\n([^\t\n]*)\t([^\t\n]*)'
+local LATER = {__index = function(r, name)
+  local whole = parse(rawget(r, 'text')) or {seq = -1, seen = 0, was = 0, state = 'e', furthest = 0, watched = 0, ttl = 0, expires = 0,
+    interval = tune.interval, completed = 0, still = 0, ordinal = 0, rank = 0, blocked = '', started = 0, origin = 'p', beaten = 0,
+    admitted = 0, ident = '', kind = '', device_type = '', provider = '', profile = '', rules = ''}
+  r.text = nil
+  setmetatable(r, RECORDS)
+  for key, value in pairs(whole) do
+    if rawget(r, key) == nil then r[key] = value end
   end
   return r[name]
 end}
-local function read_record(text)
-  if not string.find(text, '\t\t\nb', 1, true) then return parse(text) end
-  local session, seen = string.match(text, '^([^\n]*)\n[^\t]*\t(%d+)')
-  return setmetatable({session = session, status = 'b', seen = tonumber(seen), ended = tonumber(seen), text = text}, REFUSED)
+
+-- The text of a record that is to be read when it is asked for; nil for one that has been.
+local function unread(r) return rawget(r, 'text') end
+
+-- nil for what is no record. `all`: also what is over is read now.
+local function read_record(text, all)
+  local session, status, device, content = match(text, GONE)
+  if not session or (all and status == 'e') then return parse(text) end
+  return setmetatable({session = session, status = status, device = device, content = content, text = text}, LATER)
 end
 
 local function plain(value)

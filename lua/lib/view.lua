@@ -79,7 +79,7 @@ local function end_view(r, reason, by, rule)
   view_end(r, reason, by, rule)
   if LEFT[reason] then spare(r) else r.spared = most_of('spared') end
   r.shared = most_of('shared')
-  r.status, r.ended, r.reason, r.by, r.rule, r.blocked = 'e', now, reason, by or '', rule or '', ''
+  r.status, r.ended, r.reason, r.by, r.rule, r.blocked, r.place = 'e', now, reason, by or '', rule or '', '', nil
   save(r)
 end
 
