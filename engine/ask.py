@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -37,6 +40,13 @@ class Asks:
     def __init__(self, url: str, keys: Keys, settings: Settings) -> None:
         self._url, self._queue = url, keys.queue("asks")
         self._most, self._most_of_one = settings.ask_queue, settings.ask_token_max
+        # One: what RQ computes keeps the interpreter from the event loop, and no more than one thread at a time may.
+        self._thread = ThreadPoolExecutor(1, "asks")
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        if "_client" in vars(self):
+            self._client.close()
 
     async def ask(self, who: str, function: str, *args: Any, wait_s: float, timeout_s: int) -> tuple[str, Any]:
         """Runs `function` in a worker; the job's id and its answer, None if that takes longer than `wait_s`. `who` asks: a token.
@@ -44,7 +54,7 @@ class Asks:
         Raises Overloaded if too many wait, Conflict if it cannot be done now, Unavailable also if the job failed.
         """
         until, pause = time.monotonic() + wait_s, _POLL_S
-        job = await asyncio.to_thread(self._enqueue, who, function, args, timeout_s)
+        job: str = await self._do(self._enqueue, who, function, args, timeout_s)
         while (found := await self.answer(job)) is None and time.monotonic() < until:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _POLL_MAX_S)
@@ -52,18 +62,20 @@ class Asks:
 
     async def answer(self, job_id: str) -> Any:
         """The answer of an earlier job; None while it is not done. Raises NotFound, Conflict, Unavailable."""
-        return await asyncio.to_thread(self._answer, job_id)
+        return await self._do(self._answer, job_id)
+
+    async def _do(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     def _enqueue(self, who: str, function: str, args: tuple[Any, ...], timeout_s: int) -> str:
         # The id tells whose it is, so that all API processes count alike.
         mine = blake2b(who.encode(), digest_size=4).hexdigest()
         options: Any = {"job_timeout": timeout_s, "result_ttl": KEPT_S, "failure_ttl": KEPT_S}
         try:
-            with self._client() as client:
-                queue = Queue(self._queue, connection=client)
-                self._check(mine, queue.get_job_ids(0, self._most))
-                job = queue.enqueue(function, args=args, job_id=mine + str(uuid.uuid4())[8:], **options)
-                return str(job.id)
+            queue = Queue(self._queue, connection=self._client)
+            self._check(mine, queue.get_job_ids(0, self._most))
+            job = queue.enqueue(function, args=args, job_id=mine + str(uuid.uuid4())[8:], **options)
+            return str(job.id)
         except (RedisError, OSError) as error:
             raise Unavailable(f"log Redis: {error}") from None
 
@@ -81,13 +93,13 @@ class Asks:
 
     def _answer(self, job_id: str) -> Any:
         try:
-            with self._client() as client:
-                return _result(Job.fetch(job_id, connection=client))
+            return _result(Job.fetch(job_id, connection=self._client))
         except NoSuchJobError:
             raise NotFound("no such job, or its answer is gone by now", code="unknown_job") from None
         except (RedisError, OSError) as error:
             raise Unavailable(f"log Redis: {error}") from None
 
+    @cached_property
     def _client(self) -> Redis:
         if not self._url:
             raise Unavailable("the session Redis is a cluster: PULSEGATE_LOG_REDIS_URL must name the log Redis")
