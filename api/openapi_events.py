@@ -65,7 +65,7 @@ def schemas() -> dict[str, Schema]:
     ]
     text, count = {"type": "string"}, {"type": "integer", "minimum": 0}
     error: dict[str, Schema] = {
-        "code": {"description": "stable, for programs", "enum": ["invalid", "invalid_json", "reserved", "too_deep"]},
+        "code": {"description": "stable, for programs", "enum": ["invalid", "invalid_json", "reserved", "too_deep", "too_large"]},
         "message": text, "field": {"type": "string", "description": "`events[2].data.to`, say"},
     }  # fmt: skip
     rejected: dict[str, Schema] = {

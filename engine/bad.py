@@ -52,7 +52,8 @@ class BadEvents:
     async def keep(self, account: str, session: str, envelope: dict[str, Any], rejected: Sequence[Rejected]) -> None:
         """Never raises: what the log Redis does not take is logged and counted as lost, what no quota allows only counted."""
         now = time.monotonic()
-        if not self._quotas.may_tell(account, sum(ENTRY + min(len(bad.raw), EVENT_MAX) for bad in rejected)):
+        # Counted whole: it was read whole, however little of it is kept.
+        if not self._quotas.may_tell(account, sum(ENTRY + len(bad.raw) for bad in rejected)):
             self._metrics.bad.labels("over_quota").inc(len(rejected))
             return
         try:

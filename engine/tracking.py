@@ -30,6 +30,8 @@ Bitrate = Annotated[float, Meta(ge=0, le=1e12, description="bits per second")]
 Duration = Annotated[float, Meta(ge=0, le=1e11, description="ms")]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 
+LARGEST = 64 * 1024
+"""Bytes of one event, as many as a heartbeat with its events may have: a larger one would have to be read by many, one after another."""
 STATED = ("profile", "device", "content", "kind")
 """Envelope fields that a batch may state; else they are those of the session's record."""
 
@@ -182,6 +184,8 @@ class Rejected:
 
 def judge(account: str, session: str, raw: bytes) -> Good:
     """One event. Raises BadRequest whose field begins with `event`."""
+    if len(raw) > LARGEST:
+        raise BadRequest(f"event: more than {LARGEST} bytes", code="too_large", field="event")
     try:
         # What goes through unread must be JSON for every reader of the event log too: 1e999 is not.
         orjson.loads(raw)

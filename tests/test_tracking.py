@@ -34,7 +34,7 @@ from engine.outages import Outage
 from engine.partitions import partition_of
 from engine.quotas import Quotas
 from engine.settings import Settings
-from engine.tracking import FIELDS, Good, Rejected, event_id, judge
+from engine.tracking import FIELDS, LARGEST, Good, Rejected, event_id, judge
 from engine.wire import OWN_TYPES
 from tests.harness import PARTITIONS, START, World
 from tests.servers import ROOT, ApiProcess, environment, player, service, wait_for
@@ -397,10 +397,22 @@ def test_a_bad_body_names_its_field_and_writes_nothing(
 
 def test_a_body_may_have_a_mebibyte(api: ApiProcess, account: str) -> None:
     limit = Settings().events_body_max_bytes
-    body = json.dumps({"session": "s", "events": [{"type": "x", "fill": "@"}]})
-    full = body.replace("@", "y" * (limit - len(body) + 1))
-    assert api.post("/v1/events", token=player(account), content=full).json()["accepted"] == 1
+    events = [{"type": "x", "fill": "y" * 60_000} for _ in range(17)]
+    body = json.dumps({"session": "s", "fill": "", "events": events})
+    full = body.replace('"fill": ""', '"fill": "' + "z" * (limit - len(body)) + '"')
+    assert api.post("/v1/events", token=player(account), content=full).json()["accepted"] == 17
     refused(api.post("/v1/events", token=player(account), content=full + " "), 413, "body")
+
+
+def test_an_event_that_is_too_large_is_rejected_alone(api: ApiProcess, redis: Redis, account: str) -> None:
+    event = json.dumps({"type": "x", "fill": "@"})
+    largest = event.replace("@", "y" * (LARGEST - len(event) + 1))
+    body = f'{{"session": "s", "events": [{largest}, {largest[:-2]}y"}}, {event}]}}'
+    said = api.post("/v1/events", token=player(account), content=body).json()
+    assert said["accepted"] == 2
+    [wrong] = said["rejected"]
+    assert (wrong["index"], wrong["error"]["code"], wrong["error"]["field"]) == (1, "too_large", "events[1]")
+    assert len(outbox(redis, account)) == 2
 
 
 def test_the_token_may_ride_in_header_body_or_query(api: ApiProcess, redis: Redis, account: str) -> None:

@@ -43,18 +43,19 @@ class OddProviders(Attack):
 class LargeEvents(Attack):
     name = "large-events"
     line = "9"
-    what = "one event of almost 1 MB a request, on eight connections"
+    what = "16 events of 60 KB a request, on eight connections"
     at_once = 8
     connections = 8
     event: ClassVar[dict[str, object]] = {"type": "large_thing"}
 
     async def prepare(self) -> None:
         self.token = self.target.player("large")
-        self._filler = "x" * 1_000_000
+        self._body = json.dumps(
+            {"session": "large", "events": [self.event | {"data": {"x": "x" * 60_000}}] * 16}
+        ).encode()
 
     async def fire(self, n: int) -> None:
-        body = json.dumps({"session": "large", "events": [{**self.event, "data": {"n": n, "x": self._filler}}]})
-        await self.ask("POST", "/v1/events", body.encode(), self.token)
+        await self.ask("POST", "/v1/events", self._body, self.token)
 
 
 class RejectedEvents(LargeEvents):
