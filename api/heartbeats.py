@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections import deque
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +14,7 @@ from starlette.types import Receive, Scope
 from api.direct import Direct
 from api.exchange import Exchange
 from api.http import bearer, read_body, request_id
+from api.services import Services
 from engine.decisions import Decision
 from engine.errors import AccountBusy, PulsegateError
 from engine.tokens import Claims
@@ -19,6 +22,7 @@ from engine.tracking import Rejected, sift
 from engine.wire import Heartbeat, decode_events, decode_heartbeat
 
 ROUTE = "/v1/heartbeats"
+_REFUSED_A_TURN = 16
 
 
 class Heartbeats(Direct):
@@ -27,12 +31,16 @@ class Heartbeats(Direct):
     path = ROUTE
     methods = ("POST",)
 
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._busy: deque[tuple[Exchange, AccountBusy]] = deque()
+
     async def answer(self, scope: Scope, receive: Receive, authorization: bytes | None, length: bytes | None) -> bytes:
         services = self.services
         token = bearer(authorization)
         known = services.tokens.cached(token)
-        if known is None:
-            services.player(token, grace_s=services.settings.token_grace_s)
+        who = known or services.player(token, grace_s=services.settings.token_grace_s)
+        services.decisions.quotas.check_busy(who.account)
         body = await read_body(receive, services.settings.body_max_bytes, length)
         beat = decode_heartbeat(body)
         events, bad = sift(decode_events(beat.events)) if beat.events else ([], [])
@@ -58,6 +66,7 @@ class Heartbeats(Direct):
         """What nearly every heartbeat needs, without waiting for anything; False leaves it to `answer`, which says what is wrong."""
         services, claims = self.services, exchange.claims
         try:
+            services.decisions.quotas.check_busy(claims.account)
             beat = decode_heartbeat(exchange.body)
             if beat.events:
                 return False
@@ -82,12 +91,24 @@ class Heartbeats(Direct):
 
             return services.decisions.submit(claims, beat, exchange.body, tell)
         except AccountBusy as error:
-            # What a burst of one account is answered must cost the others next to nothing.
-            exchange.refuse(error, services.cors)
-            services.metrics.answered(ROUTE, 429, perf_counter() - exchange.started)
+            if not self._busy:
+                asyncio.get_running_loop().call_soon(self._refuse_some)
+            self._busy.append((exchange, error))
             return True
         except PulsegateError:
             return False
+
+    def _refuse_some(self) -> None:
+        """A few a turn of the loop: the others must not wait until a burst of one account has its answers."""
+        for _ in range(min(_REFUSED_A_TURN, len(self._busy))):
+            exchange, error = self._busy.popleft()
+            try:
+                exchange.refuse(error, self.services.cors)
+            except Exception as bug:
+                exchange.fail(bug)
+            self.services.metrics.answered(ROUTE, 429, perf_counter() - exchange.started)
+        if self._busy:
+            asyncio.get_running_loop().call_soon(self._refuse_some)
 
     async def _keep(self, claims: Claims, beat: Heartbeat, bad: list[Rejected]) -> None:
         """Keeps its bad events, with the view they belong to if Redis can be asked. Raises nothing."""

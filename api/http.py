@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -57,26 +58,43 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def status_of(error: PulsegateError) -> int:
-    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
+    kind: Any = type(error)
+    return _status_of(kind)
+
+
+@cache
+def _status_of(kind: Any) -> int:
+    return next((status for known, status in STATUS.items() if issubclass(kind, known)), 500)
 
 
 def error_answer(error: PulsegateError, status: int = 0) -> tuple[int, bytes, RawHeaders]:
     """(status, body, headers) of an error; `status` is given for those that are not in the table. What is wrong with us is for our
     log, not for the caller."""
+    kind: Any = type(error)
     status = status or status_of(error)
     if status == 500 and error is not INTERNAL:
         log.error("internal", extra={"code": error.code, "why": error.message})
-        error = INTERNAL
-    said: dict[str, Any] = {"code": error.code, "message": error.message}
-    field = error.field or ("authorization" if isinstance(error, errors.Unauthorized | errors.Forbidden) else None)
+        error, kind = INTERNAL, PulsegateError
+    retry_after_s = error.retry_after_s if isinstance(error, errors.Overloaded | errors.Unavailable) else None
+    body, headers = _error_text(kind, error.code, error.message, error.field, retry_after_s)
+    return status, body, [*headers]
+
+
+@lru_cache(256)
+def _error_text(
+    kind: Any, code: str, message: str, field: str | None, retry_after_s: int | None
+) -> tuple[bytes, RawHeaders]:
+    """Who makes many errors makes the same ones."""
+    said: dict[str, Any] = {"code": code, "message": message}
+    field = field or ("authorization" if issubclass(kind, errors.Unauthorized | errors.Forbidden) else None)
     if field:
         said["field"] = field
     headers: RawHeaders = [JSON]
-    if isinstance(error, errors.Overloaded | errors.Unavailable):
-        headers.append((b"retry-after", str(error.retry_after_s).encode()))
-    if isinstance(error, errors.Unauthorized):
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(retry_after_s).encode()))
+    if issubclass(kind, errors.Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
-    return status, orjson.dumps({"error": said}), headers
+    return orjson.dumps({"error": said}), headers
 
 
 def log_bug(scope: Scope, identity: str, error: Exception) -> None:

@@ -32,6 +32,7 @@ REFUSED = "refused"
 """What a job that cannot be done now answers instead: {refused: {code, message}}, so that it does not count as failed."""
 FULL_RETRY_S = 5
 _POLL_S, _POLL_MAX_S = 0.05, 0.5
+_REST_MAX_S = 0.1
 
 
 class Asks:
@@ -40,7 +41,7 @@ class Asks:
     def __init__(self, url: str, keys: Keys, settings: Settings) -> None:
         self._url, self._queue = url, keys.queue("asks")
         self._most, self._most_of_one = settings.ask_queue, settings.ask_token_max
-        # One: what RQ computes keeps the interpreter from the event loop, and no more than one thread at a time may.
+        # One, which rests as long as it worked: what RQ computes keeps the interpreter from the event loop.
         self._thread = ThreadPoolExecutor(1, "asks")
 
     def close(self) -> None:
@@ -65,7 +66,14 @@ class Asks:
         return await self._do(self._answer, job_id)
 
     async def _do(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        def work() -> Any:
+            began = time.monotonic()
+            try:
+                return function(*args)
+            finally:
+                time.sleep(min(time.monotonic() - began, _REST_MAX_S))
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _enqueue(self, who: str, function: str, args: tuple[Any, ...], timeout_s: int) -> str:
         # The id tells whose it is, so that all API processes count alike.

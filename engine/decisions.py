@@ -111,18 +111,14 @@ class Decisions:
 
     def submit(self, claims: Claims, beat: Heartbeat, body: bytes, tell: Callable[[Decision | None], None]) -> bool:
         """A heartbeat without events, without a task that waits: `tell` is called with its decision, or with None where only
-        `heartbeat` can give one. False (and `tell` is never called) if that is known now. Raises PulsegateError; AccountBusy is the
-        answer, whatever else is known of it."""
+        `heartbeat` can give one. False (and `tell` is never called) if that is known now. Raises PulsegateError."""
         account, quotas = claims.account, self.quotas
         if self._inflight >= self._settings.inflight_max:
             return False
         if account in quotas.starts.over:
-            quotas.check_busy(quotas.use(account))
             return False
         use = quotas.known(account) or quotas.use(account)
         keys, args, interval = self._heartbeat_call(claims, beat, body, [], "", use)
-        if use.under_way >= quotas.under_way_max:
-            quotas.check_busy(use)
         if not self._executor.submit(self._heartbeat, keys, args, _Submitted(self, claims, beat, interval, use, tell)):
             return False
         self._inflight += 1
@@ -365,8 +361,9 @@ class Decisions:
         if self._inflight >= self._settings.inflight_max:
             self._metrics.overloaded.inc()
             raise Overloaded("too many decisions under way")
-        use = self.quotas.use(str(args[1]))
-        self.quotas.check_busy(use)
+        account = str(args[1])
+        self.quotas.check_busy(account)
+        use = self.quotas.use(account)
         self._inflight += 1
         use.under_way += 1
         started = perf_counter()

@@ -83,7 +83,7 @@ class Quotas:
         self._uses: dict[str, Use] = {}
         self.known = self._uses.get
         """What an account uses, if anything; else `use` it. Saves a heartbeat a call."""
-        self.under_way_max = settings.account_inflight_max
+        self._under_way_max = settings.account_inflight_max
         self._beats_max, self._beats_until = settings.quota_beats_bytes, clock() + _WINDOW_S
 
     # what is told
@@ -119,9 +119,10 @@ class Quotas:
             use = self._uses[account] = Use()
         return use
 
-    def check_busy(self, use: Use) -> None:
+    def check_busy(self, account: str) -> None:
         """Raises AccountBusy if the account has as much under way as it may: its calls must not fill the queue that all others wait in."""
-        if use.under_way >= self.under_way_max:
+        use = self._uses.get(account)
+        if use is not None and use.under_way >= self._under_way_max:
             self._metrics.overloaded.inc()
             raise AccountBusy("too many calls of this account under way", field="account")
 

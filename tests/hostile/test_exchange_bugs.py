@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from uvicorn.config import Config
@@ -16,6 +17,7 @@ from api.exchange import Door, Exchange
 from api.heartbeats import Heartbeats
 from api.http import Cors
 from api.protocol import Protocol
+from engine.errors import AccountBusy
 from engine.settings import Settings
 from engine.tokens import Claims
 from tests.hostile.wires import HEALTH, heartbeat, request
@@ -63,11 +65,12 @@ class Stage:
         self.told: list[Callable[[Any], None]] = []
         self.asked: list[str] = []
         self.counted: list[int] = []
+        self.busy = False
         seen = SimpleNamespace(beating={("ann", "s"): 0.0})
         services: Any = SimpleNamespace(
             settings=Settings(),
             tokens=SimpleNamespace(cached=lambda token: CLAIMS if token == "ey" else None),
-            decisions=SimpleNamespace(submit=self._submit),
+            decisions=SimpleNamespace(submit=self._submit, quotas=SimpleNamespace(check_busy=self._check_busy)),
             visitors=seen,
             cors=Cors(("*",)),
             metrics=SimpleNamespace(answered=lambda route, status, seconds: self.counted.append(status)),
@@ -86,6 +89,10 @@ class Stage:
     def _submit(self, claims: Claims, beat: Any, body: bytes, tell: Callable[[Any], None]) -> bool:
         self.told.append(tell)
         return True
+
+    def _check_busy(self, account: str) -> None:
+        if self.busy:
+            raise AccountBusy("busy")
 
     async def _route(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked.append(scope["path"])
@@ -110,6 +117,36 @@ def staged(play: Callable[[Stage], Any]) -> None:
             await stage.close()
 
     asyncio.run(run())
+
+
+def test_a_burst_of_refusals_is_answered_a_few_a_turn_whatever_becomes_of_one() -> None:
+    class Asked:
+        def __init__(self, number: int) -> None:
+            self.claims, self.started, self._number = CLAIMS, 0.0, number
+
+        def refuse(self, error: Exception, cors: Cors) -> None:
+            if self._number == 3:
+                raise RuntimeError
+            answered.append(self._number)
+
+        def fail(self, error: Exception) -> None:
+            answered.append(self._number)
+
+    async def play(stage: Stage) -> None:
+        stage.busy = True
+        for number in range(40):
+            assert stage.heartbeats.begin(cast(Any, Asked(number)))
+        turns = []
+        while len(answered) < 40:
+            turns.append(len(answered))
+            await asyncio.sleep(0)
+        assert answered == list(range(40))
+        assert turns[0] == 0
+        assert max(b - a for a, b in pairwise([*turns, 40])) < 20
+        assert stage.counted == [429] * 40
+
+    answered: list[int] = []
+    staged(play)
 
 
 class Broken:
