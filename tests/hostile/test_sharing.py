@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from redis import Redis
 from rq import Queue
 
 from engine import deployment
@@ -202,6 +203,18 @@ class TestAsks:
             assert "PULSEGATE_ASK_QUEUE" in answers[1][-1].text
             # An erasure is the same kind of work.
             assert api.request("DELETE", "/v1/accounts/ann", token=tokens[2]).status_code == 429
+
+    def test_waiting_for_an_answer_opens_no_connections(self, single: Server, prefix: str, tmp_path: Path) -> None:
+        with Redis.from_url(single.url) as client, ApiProcess(single.url, tmp_path, prefix=prefix, ask_wait_s=1) as api:
+
+            def opened() -> int:
+                info: Any = client.info("stats")
+                return int(info["total_connections_received"])
+
+            before = opened()
+            answers = [api.get("/v1/audit/blocks", token=service("read")).status_code for _ in range(2)]
+            assert answers == [202, 202]
+            assert opened() - before <= 1
 
     @pytest.mark.timeout(120)
     def test_sixty_audits_take_no_tenure_away(self, single: Server, prefix: str, tmp_path: Path) -> None:
