@@ -30,15 +30,15 @@ local function read_ident(r)
   r.duration = duration ~= '' and duration or nil
 end
 
-local match, tonumber, setmetatable = string.match, tonumber, setmetatable
+local tonumber, setmetatable = tonumber, setmetatable
 local function number(text) return text ~= '' and tonumber(text) or nil end
 
 -- nil for what is no record.
 local function parse(text)
   local session, seq, seen, state, position, furthest, watched, ttl, interval, completed, still, status, life, ident, device, content,
-    kind, device_type, provider, profile, rules, duration = match(text, RECORD)
+    kind, device_type, provider, profile, rules, duration = string.match(text, RECORD)
   if not session then return nil end
-  local ordinal, rank, blocked, started, origin, beaten, since = match(life, BEGUN)
+  local ordinal, rank, blocked, started, origin, beaten, since = string.match(life, BEGUN)
   started = started ~= '' and tonumber(started) or 0
   seen, ttl = started + seen, ttl ~= '' and ttl + 0 or 0
   local r = {
@@ -52,7 +52,7 @@ local function parse(text)
   }
   if since ~= '' then
     local admitted, revision, run, proven, paused, ended, reason, by, rule, debt, debt_at, left, left_at, signal_at, signal_rank, away,
-      spared, shared = match(since, SINCE)
+      spared, shared = string.match(since, SINCE)
     if not admitted then return nil end
     r.admitted, r.revision, r.run, r.proven = number(admitted) or started, number(revision), number(run), number(proven)
     r.paused, r.ended, r.reason, r.by, r.rule = number(paused), number(ended), reason, by, rule
@@ -82,7 +82,7 @@ local function unread(r) return rawget(r, 'text') end
 
 -- nil for what is no record. `all`: also what is over is read now.
 local function read_record(text, all)
-  local session, status, device, content = match(text, GONE)
+  local session, status, device, content = string.match(text, GONE)
   if not session or (all and status == 'e') then return parse(text) end
   return setmetatable({session = session, status = status, device = device, content = content, text = text}, LATER)
 end

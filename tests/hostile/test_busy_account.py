@@ -169,3 +169,51 @@ def test_a_refusal_changes_nothing_twice(backend: str, prefix: str) -> None:
         for _ in range(5):
             assert world.beat("s2", "d2", limit=1)["decision"] == "block"
         assert stored() == before
+
+
+def test_what_only_looks_like_something_over_is_asked_in_vain(backend: str, prefix: str) -> None:
+    """Of what is over only a little is read at first: whatever the rest is, decisions go on."""
+    with World(backend, prefix) as world:
+        leases = world.keys.account("a").leases
+        for n in range(8):
+            world.beat(f"s{n}", f"d{n}", limit=1)
+            world.stop(f"s{n}")
+            world.wait(1)
+        odd = {f"{name}\nrubbish\n{status}\nd1\tfilm": -1 - world.now for name in ("x", "s9", "") for status in "eb"}
+        world.run(world.client.zadd(leases, odd))
+        assert world.beat("s9", "d1", limit=1)["decision"] == "allow"
+        assert world.signal("d1", "film", limit=1)["decision"] == "allow"
+        assert world.beat("x", "d2", limit=1)["rule"] == "streams"
+        assert world.check("s1", "d1", limit=1)["decision"] in ("allow", "block")
+        world.stop("s9")
+        assert world.beat("x", "d1", limit=1)["decision"] == "allow"
+        world.wait(3600)
+        world.sweep()
+        assert world.running() == set()
+
+
+def test_what_an_account_owes_is_known_however_much_ended_since(backend: str, prefix: str) -> None:
+    """Sharing is paid for by the account; its newest records alone are asked for that."""
+
+    def shared(world: World, rounds: int) -> int:
+        """Of two films on one device, how many segments of the one that no player plays passed."""
+        passed = 0
+        for _ in range(rounds):
+            world.beat("s", "d", "film-a", limit=1)
+            world.beat("s", "d", "film-b", limit=1)
+            for _ in range(5):
+                world.wait(6)
+                world.beat("s", "d", "film-b", limit=1)
+                passed += world.signal("d", "film-a", limit=1)["decision"] == "allow"
+        return passed
+
+    got = []
+    for others in (0, 20):
+        with World(backend, f"{prefix}-{others}") as world:
+            shared(world, 40)
+            world.stop("s")
+            for n in range(others):
+                world.beat(f"x{n}", f"y{n}", limit=1)
+                world.stop(f"x{n}")
+            got.append(shared(world, 10))
+    assert got[0] == got[1]
