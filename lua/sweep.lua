@@ -29,7 +29,7 @@ local function look(name)
   ended_views = ended_views + reap({})
   for i = #aged, 1, -1 do
     if due(aged[i]) > now then break end
-    if aged[i].status ~= 'r' then forget(aged[i]) end
+    forget(aged[i])
   end
   settle(true)
 end

@@ -286,7 +286,7 @@ class FullOfEnded(Attack):
 
     name = "full-account"
     line = "3"
-    what = "an account that remembers as much as it may pauses, goes on, is refused and asks, a new thing every time"
+    what = "an account that remembers as much as it may pauses, goes on, is refused and fetches at the edge, in turns"
     _ended: ClassVar[int] = 100
 
     async def prepare(self) -> None:
